@@ -1,0 +1,84 @@
+"""The command line: parses, calls one public function, prints. A command's file is imported when it is used."""
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from qllama import __version__
+from qllama.errors import QllamaError, printable
+
+# command: what `qllama --help` says of it. Each is `command` in the file of the same name.
+COMMANDS = {
+    "run": "Write text that continues a prompt.",
+    "info": "Say what a model file holds and whether it runs.",
+    "tokenize": "Show the tokens of a text.",
+    "warmup": "Compile the kernels ahead of the first run.",
+}
+
+
+class LazyGroup(click.Group):
+    """Lists the commands without importing them: `qllama --help` must not load numpy or numba."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"qllama.cli.{name}").command
+        command.help = command.help or COMMANDS[name]
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="qllama")
+def cli() -> None:
+    """Run quantized LLaMA-family models on this computer's CPU."""
+
+
+def fail(message: str, code: int) -> int:
+    """Print the one line of an error on stderr; return the exit code."""
+    try:
+        print(f"qllama: error: {printable(message)}", file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError):  # stderr is closed: nobody to tell
+        pass
+    return code
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point. Exit codes: 0, 2 bad usage or input, 1 other errors, 130 after Ctrl-C, 141 on a broken pipe."""
+    sys.exit(_main(args))
+
+
+def _main(args: list[str] | None) -> int:
+    try:
+        result: Any = cli.main(args=args, prog_name="qllama", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except QllamaError as error:
+        return fail(str(error), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        return 2
+    except click.UsageError as error:
+        hint = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
+        return fail(error.format_message() + hint, 2)
+    except click.ClickException as error:
+        return fail(error.format_message(), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
+        return 141
+    except MemoryError:
+        return fail("out of memory", 1)
+    except OSError as error:
+        return fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)

@@ -1,0 +1,73 @@
+"""Options that several commands share. The sampler flags come from the samplers' own parameters."""
+
+import re
+from collections.abc import Callable
+from dataclasses import Field
+from typing import Any, TypeVar
+
+import click
+
+from qllama.errors import InputError
+from qllama.sampling.order import OPTIONS, build
+from qllama.sampling.parameters import flag
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# llama.cpp's command line has no flag for it.
+SAMPLER_OPTIONS = [f for f in OPTIONS.values() if f.name != "min_keep"]
+
+METAVARS: dict[type, str] = {dict: "TOKEN(+/-)BIAS", tuple: "TEXT", str: "TEXT"}
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
+
+
+def sampler_options(command: F) -> F:
+    """Decorator: adds a flag for every sampler parameter, None or () where the user gives none."""
+    for f in reversed(SAMPLER_OPTIONS):
+        command = _click_option(f)(command)
+    return command
+
+
+def _click_option(f: Field) -> Callable[[F], F]:
+    default = f.metadata["default"]
+    several = isinstance(default, dict | tuple)
+    shown = " ".join(default).replace("\n", "\\n") if isinstance(default, tuple) else str(default)
+    return click.option(
+        f.name,
+        flag(f.name),
+        *f.metadata["flags"],
+        type=str if several else type(default),
+        multiple=several,
+        metavar=METAVARS.get(type(default), "N"),
+        help=f.metadata["help"] + (f" [default: {shown}]" if default or default == 0 else ""),
+    )
+
+
+def sampler_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take the sampler options out of click's `kwargs`: those that the user set, checked.
+
+    The result is what `SamplerChain` and `with_file_defaults` take. Raises InputError naming the option.
+    """
+    given = {f.name: kwargs.pop(f.name) for f in SAMPLER_OPTIONS}
+    settings = {name: value for name, value in given.items() if value not in (None, ())}
+    if "logit_bias" in settings:
+        settings["logit_bias"] = dict(_bias(text) for text in settings["logit_bias"])
+    if "dry_sequence_breaker" in settings:
+        texts = settings["dry_sequence_breaker"]
+        settings["dry_sequence_breaker"] = tuple(_unescaped(text) for text in texts if text != "none")
+    build(settings)  # a bad value is refused before a model is loaded
+    return settings
+
+
+def _bias(text: str) -> tuple[int, float]:
+    try:
+        token, sign, bias = re.split(r"([+-])", text, maxsplit=1)
+        return int(token), float(sign + bias)
+    except ValueError:
+        needed = "TOKEN+BIAS or TOKEN-BIAS, such as 15043-1.5"
+        raise InputError(f"--logit-bias: found {text!r}, needed {needed}") from None
+
+
+def _unescaped(text: str) -> str:
+    """What the shell makes hard to write, a new line above all, as in C."""
+    return re.sub(r"\\(.)", lambda m: ESCAPES.get(m[1], m[0]), text)

@@ -1,0 +1,12 @@
+"""The vocabulary of architecture declarations: only what a GGUF file cannot tell."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arch:
+    """One architecture. Everything else comes from the metadata and from which tensors exist."""
+
+    name: str
+    rope: str = "interleaved"  # pairs (x[2i], x[2i+1]); kernels/rope.py has the pairings
+    activation: str = "swiglu"  # kernels/ffn.py

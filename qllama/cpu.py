@@ -1,0 +1,217 @@
+"""What this machine can do: its ISA, the cores this process may use, the memory that is left. The system is asked here only."""
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from qllama.errors import InputError
+
+
+@dataclass(frozen=True)
+class ISA:
+    """What kernels are compiled for. `cpu` and `features` are LLVM's; an empty `cpu` means the host's own."""
+
+    name: str
+    cpu: str
+    needs: tuple[str, ...]  # LLVM feature names that the host must have
+    machine: str = ""  # platform.machine(), empty for any
+
+
+# Best first; the first that the host has is used unless QLLAMA_ISA names another.
+ISAS = (
+    ISA("avx512", "", ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "fma", "f16c"), "x86_64"),
+    ISA("avx2", "x86-64-v3", ("avx2", "fma", "f16c", "bmi2"), "x86_64"),
+    ISA("generic", "generic", ()),
+)
+
+
+@cache
+def host() -> tuple[str, dict[str, bool]]:
+    """LLVM's name of this CPU and its features."""
+    from llvmlite import binding
+
+    return binding.get_host_cpu_name(), dict(binding.get_host_cpu_features())
+
+
+def _machine() -> str:
+    return {"AMD64": "x86_64", "amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+
+
+def supports(isa: ISA) -> bool:
+    """Whether this CPU has all that `isa` needs."""
+    features = host()[1]
+    return isa.machine in ("", _machine()) and all(features.get(f) for f in isa.needs)
+
+
+@cache
+def isa() -> ISA:
+    """The ISA of this process: QLLAMA_ISA, else the best one. Raises InputError for one this CPU cannot run."""
+    usable = [i for i in ISAS if supports(i)]
+    wanted = os.environ.get("QLLAMA_ISA", "")
+    if not wanted:
+        return usable[0]
+    for i in usable:
+        if i.name == wanted:
+            return i
+    names = ", ".join(i.name for i in usable)
+    raise InputError(f"QLLAMA_ISA={wanted}: this CPU ({host()[0]}) can run {names}")
+
+
+def llvm_target() -> tuple[str, str]:
+    """(CPU name, feature string) that kernels are compiled for."""
+    chosen = isa()
+    if chosen.cpu:
+        return chosen.cpu, ""
+    name, features = host()
+    # Our vectors are 512 bits wide on purpose; LLVM would split them on CPUs tuned for 256.
+    wanted = {**features, "prefer-256-bit": False}
+    return name, ",".join(f"{'+' if on else '-'}{f}" for f, on in sorted(wanted.items()))
+
+
+# ---- cores
+
+
+def _allowed() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _physical(cpus: set[int]) -> int:
+    """How many physical cores `cpus` are on; hardware threads of one core count once."""
+    cores = set()
+    for c in cpus:
+        try:
+            path = f"/sys/devices/system/cpu/cpu{c}/topology/thread_siblings_list"
+            cores.add(Path(path).read_text().strip())
+        except OSError:
+            return _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu") or len(cpus)
+    return len(cores)
+
+
+def _sysctl(name: str) -> int:
+    if sys.platform != "darwin":
+        return 0
+    import ctypes
+
+    value, size = ctypes.c_int64(0), ctypes.c_size_t(8)
+    failed = ctypes.CDLL(None).sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0)
+    return 0 if failed else value.value
+
+
+def _cgroups() -> list[Path]:
+    """The directories of this process's cgroups and their ancestors, v1 and v2."""
+    out: list[Path] = []
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return out
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            root = Path("/sys/fs/cgroup") / controller
+            here = root / path.lstrip("/")
+            out += [here, *[p for p in here.parents if p.is_relative_to(root)]]
+    return out
+
+
+def _number(path: Path) -> int | None:
+    """The integer in a cgroup file; None when it is absent or says there is no limit."""
+    try:
+        text = path.read_text().split()[0]
+    except (OSError, IndexError):
+        return None
+    return int(text) if text.lstrip("-").isdigit() else None
+
+
+def _quota() -> float:
+    """The CPU time per second that cgroups leave to this process; infinity without a limit."""
+    best = float("inf")
+    for d in _cgroups():
+        try:
+            quota, period = (d / "cpu.max").read_text().split()[:2]
+        except (OSError, ValueError):
+            quota, period = str(_number(d / "cpu.cfs_quota_us") or "max"), str(_number(d / "cpu.cfs_period_us") or 1)
+        if quota.isdigit() and int(quota) > 0 and int(period) > 0:
+            best = min(best, int(quota) / int(period))
+    return best
+
+
+def default_threads() -> int:
+    """Physical cores this process may use: affinity and cgroup quota included, at least 1."""
+    return max(1, int(min(_physical(_allowed()), _quota())))
+
+
+def max_threads() -> int:
+    """The most threads that are accepted: a few per hardware thread, beyond that it is a mistake."""
+    return max(64, 4 * (os.cpu_count() or 1))
+
+
+# ---- memory
+
+
+def _meminfo() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 1 << 62  # unknown: the allocation itself will tell
+
+
+def available_memory() -> int:
+    """Bytes this process may still take: the system's estimate, capped by each cgroup's limit less its use.
+
+    Pages of files that a cgroup holds in its cache count as free, as the kernel gives them back.
+    """
+    best = _meminfo()
+    for d in _cgroups():
+        limit, used = _number(d / "memory.max"), _number(d / "memory.current")
+        if limit is None:
+            limit, used = _number(d / "memory.limit_in_bytes"), _number(d / "memory.usage_in_bytes")
+        if limit is not None and used is not None:
+            best = min(best, limit - used + _file_pages(d))
+    return max(0, best)
+
+
+def _file_pages(cgroup: Path) -> int:
+    try:
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+
+
+# ---- caches
+
+
+def is_private(directory: Path) -> bool:
+    """Whether only this user can put files into `directory` (always true where there are no POSIX owners)."""
+    if not hasattr(os, "getuid"):
+        return True
+    stat = directory.stat()
+    return stat.st_uid == os.getuid() and not stat.st_mode & 0o022
+
+
+def cache_roots() -> list[Path]:
+    """Where a cache may go, in order of preference."""
+    if os.environ.get("QLLAMA_CACHE"):
+        return [Path(os.environ["QLLAMA_CACHE"])]
+    roots = []
+    if os.environ.get("XDG_CACHE_HOME"):
+        roots.append(Path(os.environ["XDG_CACHE_HOME"]) / "qllama")
+    home = Path(os.path.expanduser("~"))
+    if home.is_absolute():
+        roots.append(home / ("Library/Caches/qllama" if sys.platform == "darwin" else ".cache/qllama"))
+    import tempfile
+
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    roots.append(Path(tempfile.gettempdir()) / f"qllama-{user}")
+    return roots

@@ -1,0 +1,81 @@
+"""Which packed layout each tensor type is multiplied in, and how large it is. No Numba here.
+
+A packed matrix is a sequence of panels of 32 rows; a panel is a sequence of column blocks; a block holds the 32 rows
+side by side, so that one vector register has the same columns of 16 rows. Rows are padded to whole panels with zeros.
+"""
+
+from dataclasses import dataclass
+
+from qllama.errors import InputError
+from qllama.ggml import BY_NAME, GGMLType
+
+PANEL = 32  # rows
+
+# Quantized activations: blocks of 32 columns, each {d f32, nsum8 i32, nsum8_low i32, dsum f32, 32 x int8}.
+# nsum8 = -8 * sum of the int8 values, nsum8_low that of the first 16, dsum = d * sum.
+BLOCK_Q8 = 48
+
+POSITIONS = 256  # of a block of the KV cache, which is also the piece of the online softmax
+ATTENTION_ROWS = 16  # (token, head) rows that share one reading of a key-value head, unless a group has more
+MAX_TILE = 8  # the most tokens of a register tile on any ISA
+
+F32, Q8 = "f32", "q8"  # what a matmul reads: float32 rows or quantized blocks
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one tensor type is packed. `kernels` is the module with `pack`, `matmul` and `lookup`."""
+
+    type: GGMLType
+    kernels: str
+    activation: str
+    block: int  # columns of a packed block
+    nbytes: int  # of a packed block of one panel
+
+    def panels(self, n_out: int) -> int:
+        return -(-n_out // PANEL)
+
+    def panel_bytes(self, n_in: int) -> int:
+        return n_in // self.block * self.nbytes
+
+    def size(self, n_out: int, n_in: int) -> int:
+        """Bytes of a packed matrix."""
+        return self.panels(n_out) * self.panel_bytes(n_in)
+
+
+def _layout(name: str, activation: str) -> Layout:
+    t = BY_NAME[name]
+    return Layout(t, name.lower(), activation, t.block, PANEL * t.nbytes)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "F32": _layout("F32", F32),
+    "F16": _layout("F16", F32),
+    "BF16": _layout("BF16", F32),
+    "Q4_0": _layout("Q4_0", Q8),
+    "Q6_K": _layout("Q6_K", Q8),
+    "Q8_0": _layout("Q8_0", Q8),
+}
+
+
+def layout_of(type_: GGMLType) -> Layout:
+    """The packed layout of a tensor type. Raises InputError naming a type that has none yet."""
+    if type_.name not in LAYOUTS:
+        raise InputError(f"tensor type {type_.name} is not supported yet (supported: {', '.join(LAYOUTS)})")
+    return LAYOUTS[type_.name]
+
+
+def padded(n: int) -> int:
+    """n rounded up to whole panels: the width of the buffer that a matmul writes."""
+    return -(-n // PANEL) * PANEL
+
+
+def row_bytes(activation: str, n_in: int) -> int:
+    """Bytes of one token's row of activations."""
+    return n_in // 32 * BLOCK_Q8 if activation == Q8 else padded(n_in) * 4
+
+
+def attention_scratch(group: int, head_dim: int) -> int:
+    """Bytes of scratch that a thread needs for attention: queries, results, scores, a piece's part, and the sums."""
+    rows = max(1, ATTENTION_ROWS // group) * group + MAX_TILE
+    return 4 * rows * (head_dim + 2 * padded(head_dim) + POSITIONS + 4) + 256

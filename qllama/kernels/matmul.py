@@ -1,0 +1,89 @@
+"""What all packed layouts share: packing, row lookup and the walk of a matmul over panels and tokens.
+
+A layout gives three small functions and gets three kernels; see q8_0.py for the shortest example.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from qllama.jit import function, register
+from qllama.kernels.layouts import LAYOUTS, PANEL
+from qllama.kernels.rows import take
+from qllama.kernels.rows import take
+from qllama.simd import load_i32, tile, tile_add_to, tile_store
+
+
+@function
+def finish(low, high, out, ld_out, add):
+    """Store the two halves of a panel's results, or add them to what is there (the residual stream)."""
+    if add:
+        tile_add_to(low, out, ld_out)
+        tile_add_to(high, out + 64, ld_out)
+    else:
+        tile_store(low, out, ld_out)
+        tile_store(high, out + 64, ld_out)
+
+
+def layout_kernels(name: str, tokens: int, times: Any, pack_block: Any, unpack_row: Any) -> None:
+    """Register `pack`, `matmul` and `lookup` of the layout `name`.
+
+    `times(zero, w, x, ld_x, out, ld_out, n_block, add)`: one panel times the tokens of a tile (`zero` gives its type);
+    `pack_block(src, dst, r)`: a block of the file into row r of a packed block, which is all zero before;
+    `unpack_row(w, r, out, n_block)`: row r of a panel to float32.
+    """
+    layout = LAYOUTS[name]
+    register(f"{layout.kernels}.pack", _pack(pack_block, layout.type.nbytes, layout.nbytes))
+    register(f"{layout.kernels}.matmul", _matmul(times, tokens, layout.nbytes))
+    register(f"{layout.kernels}.lookup", _lookup(unpack_row, layout.nbytes))
+
+
+def _pack(pack_block: Any, file_bytes: int, packed_bytes: int) -> Callable[..., Any]:
+    def pack(job, src, dst, height, n_block, n_panel):
+        p = take(job, n_panel, 1)
+        while p < n_panel:
+            rows = min(PANEL, height - p * PANEL)
+            for b in range(n_block):
+                from_ = src + (p * PANEL * n_block + b) * file_bytes
+                to = dst + (p * n_block + b) * packed_bytes
+                for r in range(rows):
+                    pack_block(from_ + r * n_block * file_bytes, to, r)
+            p = take(job, n_panel, 1)
+
+    return pack
+
+
+def _matmul(times: Any, tokens: int, packed_bytes: int) -> Callable[..., Any]:
+    def matmul(job, n_rows, w, x, out, n_block, n_panel, ld_x, ld_out, add, grain):
+        """out[t] (+)= W x[t]. A few panels at a time, which stay in the cache while the tokens go by."""
+        first = take(job, n_panel, grain)
+        while first < n_panel:
+            last = min(first + grain, n_panel)
+            t = 0
+            while t + tokens <= n_rows:
+                for p in range(first, last):
+                    to = out + t * ld_out + p * PANEL * 4
+                    times(tile(tokens), w + p * n_block * packed_bytes, x + t * ld_x, ld_x, to, ld_out, n_block, add)
+                t += tokens
+            while t < n_rows:
+                for p in range(first, last):
+                    to = out + t * ld_out + p * PANEL * 4
+                    times(tile(1), w + p * n_block * packed_bytes, x + t * ld_x, ld_x, to, ld_out, n_block, add)
+                t += 1
+            first = take(job, n_panel, grain)
+
+    return matmul
+
+
+def _lookup(unpack_row: Any, packed_bytes: int) -> Callable[..., Any]:
+    def lookup(job, n_rows, tokens, w, out, n_block, ld_out):
+        """out[t] = row tokens[t] of W as float32. The ids were checked before the step."""
+        t = take(job, n_rows, 1)
+        while t < n_rows:
+            row = load_i32(tokens + 4 * t)
+            unpack_row(w + row // PANEL * n_block * packed_bytes, row % PANEL, out + t * ld_out, n_block)
+            t = take(job, n_rows, 1)
+
+    return lookup
+
+
+__all__ = ["finish", "function", "layout_kernels"]

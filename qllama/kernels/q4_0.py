@@ -1,0 +1,65 @@
+"""Q4_0: w = d * (q - 8), blocks of 32.
+
+Packed block: for each half of 16 rows, 16 scales f16, then 4 vectors of 64 bytes; byte 4r+i of vector j has columns
+4j+i (low nibble) and 16+4j+i (high nibble) of row r, as the bytes of the file have.
+"""
+
+import numpy as np
+
+from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS
+from qllama.kernels.matmul import finish, function, layout_kernels
+from qllama.kernels.tiles import TILE
+from qllama.simd import (
+    high_nibbles, load_f16, load_f16x16, load_i8x64, load_i32, load_u8, load_u16, low_nibbles, store_f32, store_i32,
+    store_u16, tile_dot_small, tile_scale, tile_splat_i32,
+)  # fmt: skip
+
+HALF = 16 * 2 + 4 * 64
+assert LAYOUTS["Q4_0"].nbytes == 2 * HALF
+
+
+@function
+def times(zero, w, x, ld_x, out, ld_out, n_block, add):
+    low, high = zero, zero
+    for _ in range(n_block):
+        acc_low = tile_splat_i32(zero, x + 4, ld_x)  # -8 * sum: the dot product takes q without its offset
+        acc_high = acc_low
+        for j in range(4):
+            q = x + 16 + 4 * j
+            v = load_i8x64(w + 32 + 64 * j)
+            u = load_i8x64(w + HALF + 32 + 64 * j)
+            acc_low = tile_dot_small(acc_low, low_nibbles(v), q, ld_x)
+            acc_high = tile_dot_small(acc_high, low_nibbles(u), q, ld_x)
+            acc_low = tile_dot_small(acc_low, high_nibbles(v), q + 16, ld_x)
+            acc_high = tile_dot_small(acc_high, high_nibbles(u), q + 16, ld_x)
+        low = tile_scale(low, acc_low, load_f16x16(w), x, ld_x)
+        high = tile_scale(high, acc_high, load_f16x16(w + HALF), x, ld_x)
+        w += 2 * HALF
+        x += BLOCK_Q8
+    finish(low, high, out, ld_out, add)
+
+
+@function
+def pack_block(src, dst, r):
+    dst += r // 16 * HALF
+    lane = r % 16
+    store_u16(dst + 2 * lane, load_u16(src))
+    for j in range(4):
+        store_i32(dst + 32 + 64 * j + 4 * lane, load_i32(src + 2 + 4 * j))
+
+
+@function
+def unpack_row(w, r, out, n_block):
+    w += r // 16 * HALF
+    lane = r % 16
+    for _ in range(n_block):
+        d = load_f16(w + 2 * lane)
+        for c in range(16):
+            byte = np.int32(load_u8(w + 32 + c // 4 * 64 + 4 * lane + c % 4))
+            store_f32(out + 4 * c, d * np.float32((byte & 15) - 8))
+            store_f32(out + 64 + 4 * c, d * np.float32((byte >> 4) - 8))
+        w += 2 * HALF
+        out += 128
+
+
+layout_kernels("Q4_0", TILE, times, pack_block, unpack_row)

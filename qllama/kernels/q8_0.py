@@ -1,0 +1,63 @@
+"""Q8_0: w = d * q, blocks of 32.
+
+Packed block: for each half of 16 rows, 16 scales f16, then 8 vectors of 64 bytes; byte 4r+i of vector j has column 4j+i
+of row r, plus the target's BIAS8.
+"""
+
+import numpy as np
+
+from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS
+from qllama.kernels.matmul import finish, function, layout_kernels
+from qllama.kernels.tiles import TILE
+from qllama.simd import (
+    BIAS8, load_f16, load_f16x16, load_i8x64, load_i32, load_u8, load_u16, store_f32, store_i32, store_u16, tile_dot_8,
+    tile_scale, tile_shl, tile_splat_i32,
+)  # fmt: skip
+
+HALF = 16 * 2 + 8 * 64
+assert LAYOUTS["Q8_0"].nbytes == 2 * HALF
+assert BIAS8 in (0, 128)
+FLIP = np.int32(np.array([BIAS8] * 4, "<u1").view("<i4")[0])  # adds the bias to four bytes: an exclusive or
+SHIFT = np.int32(4 if BIAS8 else 31)  # -8 * sum to -BIAS8 * sum; a shift by 31 of a multiple of 8 leaves zero
+
+
+@function
+def times(zero, w, x, ld_x, out, ld_out, n_block, add):
+    low, high = zero, zero
+    for _ in range(n_block):
+        acc_low = tile_shl(tile_splat_i32(zero, x + 4, ld_x), SHIFT)
+        acc_high = acc_low
+        for j in range(8):
+            q = x + 16 + 4 * j
+            acc_low = tile_dot_8(acc_low, load_i8x64(w + 32 + 64 * j), q, ld_x)
+            acc_high = tile_dot_8(acc_high, load_i8x64(w + HALF + 32 + 64 * j), q, ld_x)
+        low = tile_scale(low, acc_low, load_f16x16(w), x, ld_x)
+        high = tile_scale(high, acc_high, load_f16x16(w + HALF), x, ld_x)
+        w += 2 * HALF
+        x += BLOCK_Q8
+    finish(low, high, out, ld_out, add)
+
+
+@function
+def pack_block(src, dst, r):
+    dst += r // 16 * HALF
+    lane = r % 16
+    store_u16(dst + 2 * lane, load_u16(src))
+    for j in range(8):
+        store_i32(dst + 32 + 64 * j + 4 * lane, load_i32(src + 2 + 4 * j) ^ FLIP)
+
+
+@function
+def unpack_row(w, r, out, n_block):
+    w += r // 16 * HALF
+    lane = r % 16
+    for _ in range(n_block):
+        d = load_f16(w + 2 * lane)
+        for c in range(32):
+            byte = load_u8(w + 32 + c // 4 * 64 + 4 * lane + c % 4) ^ np.uint8(BIAS8)
+            store_f32(out + 4 * c, d * np.float32(np.int8(byte)))
+        w += 2 * HALF
+        out += 128
+
+
+layout_kernels("Q8_0", TILE, times, pack_block, unpack_row)

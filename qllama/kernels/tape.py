@@ -1,0 +1,125 @@
+"""Running a plan's operations: the barrier, the walk along the tape, the waiting of a worker. See `qllama.team`.
+
+A tape entry is three int64: the kernel's address, its arguments' address, and whether threads meet after it. Entries up
+to the next meeting are a group: they are independent, and a thread goes on to the next as soon as rows run out.
+"""
+
+from qllama.jit import COUNTER, function, kernel
+from qllama.kernels.ctl import (
+    ARRIVED, FAILED, GENERATION, INDEX, JOB, LEFT, N_OPS, N_THREADS, PAUSE, SLEEPERS, STEP_AT, STOP, TAPE,
+)  # fmt: skip
+from qllama.simd import atomic_add, atomic_exchange, atomic_load, atomic_store, call_kernel, load_i64, pause, store_i64, yield_core
+
+SPINS = 2000  # about 50 us; then the core is offered to others, as a team larger than the machine needs
+IDLE_SPINS = 20000  # about a millisecond of waiting for the next step, then a worker sleeps in Python
+
+
+@function
+def wait_for_change(at, old, limit):
+    """Until the int64 at `at` is not `old`; False when `limit` looks were not enough (0: no limit)."""
+    n = 0
+    while atomic_load(at) == old:
+        n += 1
+        if limit != 0 and n > limit:
+            return False
+        if n > SPINS:
+            yield_core()
+        else:
+            pause()
+    return True
+
+
+@function
+def finish_group(ctl, tape, first, last):
+    """By the last thread to arrive, while the others wait: rewind the counters and move on, or stop if paused."""
+    if atomic_load(ctl + PAUSE) != 0:
+        store_i64(ctl + STOP, 1)
+        return
+    for i in range(first, last + 1):
+        store_i64(load_i64(tape + 24 * i + 8) + 8 * COUNTER, 0)
+    store_i64(ctl + INDEX, last + 1)
+
+
+@function
+def walk(ctl, tid):
+    """Run the tape from INDEX until its end or a pause. All threads of the team do this together.
+
+    Only the last to arrive at a barrier writes INDEX and STOP, and it does so before it opens the barrier (a release
+    that the others' acquiring look pairs with); they cannot change again until every thread has arrived at the next.
+    """
+    tape, n, n_threads = load_i64(ctl + TAPE), load_i64(ctl + N_OPS), load_i64(ctl + N_THREADS)
+    step = load_i64(ctl + STEP_AT)
+    first = load_i64(ctl + INDEX)
+    while first < n:
+        i = first
+        while True:
+            if call_kernel(load_i64(tape + 24 * i), load_i64(tape + 24 * i + 8), step, ctl, tid) != 0:
+                store_i64(ctl + FAILED, i + 1)
+            if load_i64(tape + 24 * i + 16) != 0:
+                break
+            i += 1
+        generation = atomic_load(ctl + GENERATION)
+        if atomic_add(ctl + ARRIVED, 1) == n_threads - 1:
+            finish_group(ctl, tape, first, i)
+            store_i64(ctl + ARRIVED, 0)
+            atomic_store(ctl + GENERATION, generation + 1)
+        else:
+            wait_for_change(ctl + GENERATION, generation, 0)
+        if load_i64(ctl + STOP) != 0:
+            return
+        first = load_i64(ctl + INDEX)
+
+
+@kernel
+def lead(ctl, tid):
+    """Thread 0's part of a step: run, then wait until every worker has left the tape."""
+    walk(ctl, tid)
+    workers = load_i64(ctl + N_THREADS) - 1
+    n = 0
+    while atomic_load(ctl + LEFT) != workers:
+        n += 1
+        if n > SPINS:
+            yield_core()
+        else:
+            pause()
+    store_i64(ctl + LEFT, 0)
+
+
+@kernel
+def work(ctl, tid):
+    """A worker: steps as they are announced, until it has waited too long (then it must sleep) or is dismissed.
+
+    The worker's line at SLEEPERS has its sleeping flag and the last announcement it saw. Setting the flag and looking
+    once more before returning is what makes a wake-up impossible to miss: the leader announces first and looks at the
+    flags after that, and both do so by sequentially consistent read-modify-writes.
+    """
+    mine = ctl + SLEEPERS + 64 * tid
+    while True:
+        seen = load_i64(mine + 8)
+        if not wait_for_change(ctl + JOB, seen, IDLE_SPINS):
+            atomic_exchange(mine, 1)
+            if atomic_add(ctl + JOB, 0) == seen:
+                return
+            if atomic_exchange(mine, 0) == 0:
+                return  # the leader has already released the semaphore: it has to be acquired
+        job = atomic_load(ctl + JOB)
+        if job < 0:
+            return
+        store_i64(mine + 8, job)
+        walk(ctl, tid)
+        atomic_add(ctl + LEFT, 1)
+
+
+@kernel
+def announce(ctl, tid):
+    """Tell the workers that there is a step (or, if N_OPS is negative, that there will be none).
+
+    Afterwards the third word of a worker's line says whether it slept and has to be woken from Python.
+    """
+    job = load_i64(ctl + JOB)
+    store_i64(ctl + STOP, 0)
+    atomic_store(ctl + PAUSE, 0)
+    atomic_exchange(ctl + JOB, -1 if load_i64(ctl + N_OPS) < 0 else job + 1)
+    for t in range(1, load_i64(ctl + N_THREADS)):
+        mine = ctl + SLEEPERS + 64 * t
+        store_i64(mine + 16, atomic_exchange(mine, 0))

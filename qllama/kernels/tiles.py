@@ -1,0 +1,13 @@
+"""Tokens per register tile, per ISA, chosen by measurement (benchmarks/README.md). They never change a result.
+
+A tile is this many tokens x 32 rows: two accumulators a token and kind, so 4 tokens use 16 of AVX-512's 32 registers,
+and 2 tokens all 16 of AVX2's (a 512-bit vector is two of them).
+"""
+
+from qllama import cpu
+
+_TOKENS = {"avx512": 4, "avx2": 2, "generic": 1}
+_TOKENS_F32 = {"avx512": 8, "avx2": 2, "generic": 1}
+
+TILE = _TOKENS[cpu.isa().name]
+TILE_F32 = _TOKENS_F32[cpu.isa().name]

@@ -1,0 +1,191 @@
+"""A model in memory: opened, checked, packed, and run on tokens.
+
+Token ids in, logits out. Text and sampling are other modules' business.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qllama import cpu, jit, weights
+from qllama.arch import ARCHS
+from qllama.builder import Builder, Tensors
+from qllama.errors import FileError, InputError, QllamaError, printable
+from qllama.gguf import GGUF, open_gguf
+from qllama.hparams import HParams
+from qllama.kernels.layouts import POSITIONS
+from qllama.kv_cache import KVCache
+from qllama.plan import BoundPlan, Plan
+from qllama.team import KERNELS as TEAM_KERNELS
+from qllama.team import Team
+
+MARGIN = 64 << 20  # bytes that are left to everything else
+N_BATCH = 512  # tokens of a step
+
+Path = str | os.PathLike[str]
+
+
+@dataclass
+class Declared:
+    """A file's model before it has memory: what it computes, what it needs, what is wrong with it."""
+
+    hparams: HParams
+    plan: Plan
+    tensors: Tensors
+    cache: KVCache
+    warnings: list[str]
+
+
+def declare(gguf: GGUF, n_ctx: int | None = None, kv_kind: str = "f16", n_threads: int = 1) -> Declared:
+    """The plan of a file.
+
+    Raises FileError for what cannot be understood; what is wrong with tensors is in `tensors.problems`.
+    """
+    hparams = HParams.from_metadata(gguf.metadata, tuple(ARCHS), gguf.tensors)
+    cache = KVCache(hparams.n_layer, hparams.n_head_kv, hparams.head_dim, n_ctx or hparams.n_ctx_train, kv_kind)
+    tensors = Tensors(gguf)
+    plan = Builder(ARCHS[hparams.architecture], hparams, tensors, cache, n_threads).build()
+    warnings = [*gguf.warnings, *hparams.warnings]
+    unused = sorted(set(gguf.tensors) - tensors.used)
+    if unused:
+        names = ", ".join(printable(n) for n in unused[:3]) + (", ..." if len(unused) > 3 else "")
+        warnings.append(f"{gguf.path}: {len(unused)} tensors are not part of the model and are ignored: {names}")
+    return Declared(hparams, plan, tensors, cache, warnings)
+
+
+def missing_support(gguf: GGUF) -> list[str]:
+    """What keeps a file from running, one line each; empty when it runs."""
+    try:
+        return declare(gguf).tensors.problems
+    except FileError as error:
+        return [str(error)]
+
+
+def describe_plan(path: Path) -> str:
+    """The plan of a file, printed."""
+    with open_gguf(path) as gguf:
+        return str(_checked(declare(gguf), gguf).plan)
+
+
+def kernel_names(declared: Declared) -> set[str]:
+    """Every kernel that running the model needs."""
+    return declared.plan.kernels() | weights.pack_kernels(declared.tensors.weights.values()) | set(TEAM_KERNELS)
+
+
+def _checked(declared: Declared, gguf: GGUF) -> Declared:
+    problems = declared.tensors.problems
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise FileError(gguf.path, printable(problems[0]) + more)
+    return declared
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Who wants to know how loading goes: each is called with (done, total)."""
+
+    kernels: Callable[[int, int], None] | None = None
+    weights: Callable[[int, int], None] | None = None
+
+
+class Model:
+    """A model ready to run; one conversation at a time. Not to be used by two threads at once.
+
+    n_ctx None takes the context of training, or what memory allows; a wished one that does not fit is refused.
+    n_threads None takes the physical cores this process may use. n_batch is the most tokens of a step.
+    """
+
+    def __init__(
+        self, path: Path, n_ctx: int | None = None, n_threads: int | None = None, n_batch: int = N_BATCH,
+        kv_kind: str = "f16", progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        progress = progress or Progress()
+        n_threads = _in_range("threads", cpu.default_threads() if n_threads is None else n_threads, cpu.max_threads())
+        self.n_batch = _in_range("batch size", n_batch, 1 << 16)
+        with open_gguf(path) as gguf:
+            self.n_ctx = self._fitting_context(gguf, n_ctx, kv_kind, n_threads)
+            declared = _checked(declare(gguf, self.n_ctx, kv_kind, n_threads), gguf)
+            kernels = jit.load(kernel_names(declared), progress.kernels)
+            self.team = Team(n_threads)
+            packed = list(declared.tensors.weights.values())
+            self._memory = weights.pack(gguf, packed, self.team, progress.weights)
+        self.path, self.hparams, self.warnings = str(path), declared.hparams, declared.warnings
+        self.plan, self.cache = declared.plan, declared.cache
+        self.n_batch = min(self.n_batch, self.n_ctx)
+        self._bound = BoundPlan(declared.plan, self.n_batch, kernels)
+        self._tokens = np.zeros(self.n_batch, np.int32)
+        self._bound.set_step(tokens=self._tokens.ctypes.data, kv_blocks=self.cache.table.ctypes.data)
+
+    def _fitting_context(self, gguf: GGUF, n_ctx: int | None, kv_kind: str, n_threads: int) -> int:
+        """The context to use. Raises InputError, with the largest that fits, when the wished one does not."""
+        declared = _checked(declare(gguf, 1, kv_kind, n_threads), gguf)
+        wish = declared.hparams.n_ctx_train if n_ctx is None else _in_range("context", n_ctx, 1 << 31)
+        n_rows = min(self.n_batch, wish)
+        fixed = weights.total_bytes(declared.tensors.weights.values()) + declared.plan.nbytes(n_rows) + MARGIN
+        free = cpu.available_memory() - fixed
+        fits = free // declared.cache.block_bytes * POSITIONS
+        if wish <= fits:
+            return wish
+        if n_ctx is None and fits > 0:
+            return fits
+        need, have = fixed + declared.cache.nbytes(wish), free + fixed
+        advice = f"the largest context that fits is {fits}" if fits > 0 else "the model does not fit"
+        raise InputError(
+            f"{printable(gguf.path)}: a context of {wish} needs {_gib(need)}, available are {_gib(have)}: {advice}"
+        )
+
+    def forward(self, tokens: Sequence[int] | np.ndarray, n_past: int, n_out: int = 1) -> np.ndarray:
+        """Run `tokens` at positions n_past, n_past+1, ...; positions before must have been run.
+
+        Returns the logits after each of the last n_out tokens: (n_out, n_vocab) float32, a copy.
+        Raises InputError for ids that are not in the vocabulary and for what does not fit the context.
+        """
+        ids = self._ids(tokens)
+        if n_past < 0 or n_past + len(ids) > self.n_ctx:
+            raise InputError(f"{n_past + len(ids)} tokens do not fit the context of {self.n_ctx}")
+        if not 0 <= n_out <= len(ids):
+            raise InputError(f"logits of {n_out} tokens were asked for, there are {len(ids)}")
+        self.cache.reserve(n_past + len(ids))
+        logits = np.empty((n_out, self.hparams.n_vocab), np.float32)
+        for first in range(0, len(ids), self.n_batch):
+            batch = ids[first : first + self.n_batch]
+            wanted = max(0, first + len(batch) - (len(ids) - n_out))  # of this batch's last tokens
+            wanted = min(wanted, len(batch))
+            self._step(batch, n_past + first, wanted)
+            if wanted:
+                at = first + len(batch) - wanted - (len(ids) - n_out)
+                logits[at : at + wanted] = self._bound.view("logits", wanted)
+        return logits
+
+    def _step(self, batch: np.ndarray, n_past: int, n_out: int) -> None:
+        self._tokens[: len(batch)] = batch
+        self._bound.set_step(n_tokens=len(batch), n_past=n_past, n_out=n_out)
+        self.team.run(self._bound.tape, self._bound.arguments, self._bound.step)
+
+    def _ids(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or len(ids) == 0 or ids.dtype.kind not in "iu":
+            raise InputError(f"tokens must be a list of integers, got {ids.dtype} of shape {list(ids.shape)}")
+        wrong = ids[(ids < 0) | (ids >= self.hparams.n_vocab)]
+        if len(wrong):
+            raise InputError(f"token id {wrong[0]} is not in the vocabulary (0 to {self.hparams.n_vocab - 1})")
+        return ids.astype(np.int32)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self.team.close()
+
+
+def _in_range(what: str, value: int, high: int) -> int:
+    if not 1 <= value <= high:
+        raise InputError(f"{what}: {value} is not between 1 and {high}")
+    return value
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.2f} GiB"
+
+
+__all__ = ["Model", "Plan", "Progress", "QllamaError", "declare", "describe_plan", "missing_support"]

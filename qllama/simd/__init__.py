@@ -1,0 +1,3 @@
+"""The SIMD vocabulary: what kernels are written in. Importing it imports Numba."""
+
+from qllama.simd.vocabulary import *  # noqa: F403

@@ -1,0 +1,62 @@
+"""AVX2 with FMA and F16C (x86-64-v3)."""
+
+from collections.abc import Callable
+
+from llvmlite import ir
+
+from qllama.simd.build import call
+from qllama.simd.generic import F32x16, Generic
+from qllama.simd.types import vector
+
+I8x32, I16x16, I32x8 = vector("i8", 32), vector("i16", 16), vector("i32", 8)
+
+
+def _by_halves(b: ir.IRBuilder, f: Callable[..., ir.Value], *values: ir.Value) -> ir.Value:
+    """f on the lower and the upper 256 bits of 64-byte vectors; the two <8 x i32> joined."""
+    index = ir.VectorType(ir.IntType(32), 32)
+    parts = []
+    for first in (0, 32):
+        mask = ir.Constant(index, list(range(first, first + 32)))
+        parts.append(f(b, *[b.shuffle_vector(v, ir.Constant(v.type, ir.Undefined), mask) for v in values]))
+    return b.shuffle_vector(*parts, ir.Constant(vector("i32", 16), list(range(16))))
+
+
+def _quads(b: ir.IRBuilder, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+    """Sums of four products. `vpmaddubsw` saturates at 16 bits: the operands' ranges must keep pairs below 2**15."""
+    pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", I16x16, unsigned, signed)
+    return call(b, "llvm.x86.avx2.pmadd.wd", I32x8, pairs, ir.Constant(I16x16, [1] * 16))
+
+
+def _signed_quads(b: ir.IRBuilder, w: ir.Value, x: ir.Value) -> ir.Value:
+    """|w| times x with w's sign: |w| <= 128 and |x| <= 127, so that pairs stay below 2**15."""
+    negative = b.icmp_signed("<", w, ir.Constant(I8x32, [0] * 32))
+    magnitude = b.select(negative, b.neg(w), w)
+    return _quads(b, magnitude, call(b, "llvm.x86.avx2.psign.b", I8x32, x, w))
+
+
+class AVX2(Generic):
+    """x86-64-v3: 16 registers of 256 bits, no int8 dot product."""
+
+    @staticmethod
+    def dot_small(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+        return b.add(acc, _by_halves(b, _quads, w, x))
+
+    @staticmethod
+    def dot_8(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+        return b.add(acc, _by_halves(b, _signed_quads, w, x))
+
+    @staticmethod
+    def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        return call(b, "llvm.fma.v16f32", F32x16, x, y, z)
+
+    @staticmethod
+    def from_half(b: ir.IRBuilder, h: ir.Value) -> ir.Value:
+        return b.fpext(b.bitcast(h, ir.VectorType(ir.HalfType(), 16)), F32x16)
+
+    @staticmethod
+    def to_half(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
+        return b.bitcast(b.fptrunc(v, ir.VectorType(ir.HalfType(), 16)), vector("i16", 16))
+
+    @staticmethod
+    def pause(b: ir.IRBuilder) -> None:
+        call(b, "llvm.x86.sse2.pause", ir.VoidType())

@@ -1,0 +1,10 @@
+"""The one ISA of this process. A new ISA is a file and a line here, a line in `qllama.cpu`, and its tile sizes."""
+
+from qllama import cpu
+from qllama.simd.avx2 import AVX2
+from qllama.simd.avx512 import AVX512
+from qllama.simd.generic import Generic
+
+TARGETS: dict[str, type[Generic]] = {"generic": Generic, "avx2": AVX2, "avx512": AVX512}
+
+target = TARGETS[cpu.isa().name]

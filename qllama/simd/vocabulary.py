@@ -1,0 +1,420 @@
+"""The vocabulary in plain LLVM IR: what every machine does alike. What differs is `target`'s."""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from qllama.simd.build import (
+    I32, I64, addr, call, const, load_splat, offset, pointer, primitive, splat, tile_primitive,
+)  # fmt: skip
+from qllama.simd.generic import one_half
+from qllama.simd.target import target
+from qllama.simd.types import LANE, Tile, f32x16, i8x64, i32x16, vector
+
+import time as _time
+
+_CLOCK_MONOTONIC = _time.CLOCK_MONOTONIC if hasattr(_time, "CLOCK_MONOTONIC") else 1
+i32, i64, f32 = types.int32, types.int64, types.float32
+F32x16, I32x16 = vector("f32", 16), vector("i32", 16)
+tile_f32, tile_i32 = Tile(f32x16, 0), Tile(i32x16, 0)  # any number of tokens: the 0 is not looked at
+
+# ---- memory: scalars. Addresses are int64; alignment is never assumed beyond the scalar's own.
+
+
+def _scalar_load(lane: ir.Type, ret: Any) -> Any:
+    def load(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
+        return b.load(pointer(b, a, lane), align=1)
+
+    return primitive(ret, addr)(load)
+
+
+load_i64 = _scalar_load(I64, i64)
+load_i32 = _scalar_load(I32, i32)
+load_f32 = _scalar_load(LANE["f32"], f32)
+load_f64 = _scalar_load(LANE["f64"], types.float64)
+load_u8 = _scalar_load(LANE["i8"], types.uint8)
+load_u16 = _scalar_load(LANE["i16"], types.uint16)
+
+
+def _store(lane: ir.Type, value: Any) -> Any:
+    def store(b: ir.IRBuilder, a: ir.Value, v: ir.Value) -> None:
+        b.store(v, pointer(b, a, lane), align=1)
+
+    return primitive(types.void, addr, value)(store)
+
+
+store_i64 = _store(I64, i64)
+store_i32 = _store(I32, i32)
+store_f32 = _store(LANE["f32"], f32)
+store_u8 = _store(LANE["i8"], types.uint8)
+store_u16 = _store(LANE["i16"], types.uint16)
+
+# ---- memory: vectors
+
+load_i8x64 = _scalar_load(vector("i8", 64), i8x64)
+load_i32x16 = _scalar_load(I32x16, i32x16)
+load_f32x16 = _scalar_load(F32x16, f32x16)
+store_i8x64 = _store(vector("i8", 64), i8x64)
+store_i32x16 = _store(I32x16, i32x16)
+store_f32x16 = _store(F32x16, f32x16)
+
+
+@primitive(f32x16, addr)
+def load_f16x16(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """16 float16 at `a`, widened."""
+    return target.from_half(b, b.load(pointer(b, a, vector("i16", 16)), align=2))
+
+
+@primitive(types.void, addr, f32x16)
+def store_f16x16(b: ir.IRBuilder, a: ir.Value, v: ir.Value) -> None:
+    """16 float32 rounded to float16, ties to even."""
+    b.store(target.to_half(b, v), pointer(b, a, vector("i16", 16)), align=2)
+
+
+@primitive(f32, addr)
+def load_f16(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    return one_half(b, target, b.load(pointer(b, a, LANE["i16"]), align=2))
+
+
+@primitive(f32x16, addr)
+def load_bf16x16(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """16 bfloat16 at `a`, widened: they are the upper halves of float32."""
+    half = b.load(pointer(b, a, vector("i16", 16)), align=2)
+    wide = b.shl(b.zext(half, I32x16), const("i32", 16, 16))
+    return b.bitcast(wide, F32x16)
+
+
+@primitive(types.void, addr, f32)
+def store_f16(b: ir.IRBuilder, a: ir.Value, v: ir.Value) -> None:
+    half = b.extract_element(target.to_half(b, splat(b, v, 16)), ir.Constant(I32, 0))
+    b.store(half, pointer(b, a, LANE["i16"]), align=2)
+
+
+@primitive(f32, addr)
+def load_bf16(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """The bfloat16 at `a`."""
+    half = b.zext(b.load(pointer(b, a, LANE["i16"]), align=2), I32)
+    return b.bitcast(b.shl(half, ir.Constant(I32, 16)), LANE["f32"])
+
+
+@primitive(types.void, addr, i32x16)
+def store_i8x16(b: ir.IRBuilder, a: ir.Value, v: ir.Value) -> None:
+    """The low bytes of 16 int32."""
+    b.store(b.trunc(v, vector("i8", 16)), pointer(b, a, vector("i8", 16)), align=1)
+
+
+@primitive(f32x16, addr)
+def load_i8x16_f32(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """16 signed bytes at `a` as float32."""
+    v = b.load(pointer(b, a, vector("i8", 16)), align=1)
+    return b.sitofp(v, F32x16)
+
+
+@primitive(f32x16, f32)
+def splat_f32(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    return splat(b, x, 16)
+
+
+@primitive(i32x16, i32)
+def splat_i32(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    return splat(b, x, 16)
+
+
+# ---- arithmetic, lane by lane. IEEE, never reassociated.
+
+
+@primitive(f32x16, f32x16, f32x16)
+def add(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    return b.fadd(x, y)
+
+
+@primitive(f32x16, f32x16, f32x16)
+def sub(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    return b.fsub(x, y)
+
+
+@primitive(f32x16, f32x16, f32x16)
+def mul(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    return b.fmul(x, y)
+
+
+@primitive(f32x16, f32x16, f32x16)
+def div(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    return b.fdiv(x, y)
+
+
+@primitive(f32x16, f32x16, f32x16, f32x16)
+def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    """x * y + z, rounded once."""
+    return target.fma(b, x, y, z)
+
+
+@primitive(f32x16, f32x16, f32x16)
+def maximum(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    """The larger; y where x is NaN (what the x86 instruction does, so it is written as one compare)."""
+    return b.select(b.fcmp_ordered(">", x, y), x, y)
+
+
+@primitive(f32x16, f32x16)
+def absolute(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    bits = b.and_(b.bitcast(x, I32x16), const("i32", 16, 0x7FFFFFFF))
+    return b.bitcast(bits, F32x16)
+
+
+@primitive(f32x16, f32x16, f32x16, f32x16, f32x16)
+def select_lt(b: ir.IRBuilder, x: ir.Value, y: ir.Value, then: ir.Value, other: ir.Value) -> ir.Value:
+    """`then` where x < y, else `other`."""
+    return b.select(b.fcmp_ordered("<", x, y), then, other)
+
+
+@primitive(f32x16, i32x16, i32, f32x16, f32x16)
+def select_below(b: ir.IRBuilder, x: ir.Value, limit: ir.Value, then: ir.Value, other: ir.Value) -> ir.Value:
+    """`then` in the lanes where the integer x < limit, else `other`."""
+    return b.select(b.icmp_signed("<", x, splat(b, limit, 16)), then, other)
+
+
+@primitive(i32x16)
+def lane_ids(b: ir.IRBuilder) -> ir.Value:
+    """0, 1, ..., 15."""
+    return ir.Constant(I32x16, list(range(16)))
+
+
+@primitive(i32x16, i32x16, i32x16)
+def add_i32(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    return b.add(x, y)
+
+
+@primitive(f32x16, i32x16)
+def to_f32(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    return b.sitofp(x, F32x16)
+
+
+_ROUND = 12582912.0  # 1.5 * 2**23: adding it leaves the nearest integer (ties to even) in the low mantissa bits
+
+
+@primitive(i32x16, f32x16)
+def round_i32(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """The nearest integer, ties to even; |x| < 2**22."""
+    shifted = b.fadd(x, const("f32", 16, _ROUND))
+    return b.sub(b.bitcast(shifted, I32x16), const("i32", 16, 0x4B400000))
+
+
+@primitive(f32x16, f32x16, i32x16)
+def scale_pow2(b: ir.IRBuilder, x: ir.Value, n: ir.Value) -> ir.Value:
+    """x * 2**n for -126 <= n <= 127."""
+    power = b.shl(b.add(n, const("i32", 16, 127)), const("i32", 16, 23))
+    return b.fmul(x, b.bitcast(power, F32x16))
+
+
+# ---- 4-bit halves of bytes
+
+
+@primitive(i8x64, i8x64)
+def low_nibbles(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
+    return b.and_(v, const("i8", 64, 15))
+
+
+@primitive(i8x64, i8x64)
+def high_nibbles(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
+    """Shifted as 16-bit lanes, which every machine has; the mask drops what crossed the byte."""
+    wide = b.lshr(b.bitcast(v, vector("i16", 32)), const("i16", 32, 4))
+    return b.and_(b.bitcast(wide, vector("i8", 64)), const("i8", 64, 15))
+
+
+@primitive(i8x64, i8x64, i64)
+def upper_bits(b: ir.IRBuilder, v: ir.Value, field: ir.Value) -> ir.Value:
+    """Bits 2*field and 2*field+1 of each byte, as bits 4 and 5."""
+    wide = b.bitcast(v, vector("i16", 32))
+    shift = splat(b, b.trunc(b.mul(field, ir.Constant(I64, 2)), LANE["i16"]), 32)
+    wide = b.and_(b.lshr(wide, shift), const("i16", 32, 0x0303))
+    return b.bitcast(b.shl(wide, const("i16", 32, 4)), vector("i8", 64))
+
+
+@primitive(i8x64, i8x64, i8x64)
+def or_i8(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    return b.or_(x, y)
+
+
+# ---- across lanes: a fixed tree, so that the order of the sum never depends on the machine
+
+
+def _halve(b: ir.IRBuilder, x: ir.Value, n: int) -> tuple[ir.Value, ir.Value]:
+    undef = ir.Constant(x.type, ir.Undefined)
+    index = ir.VectorType(I32, n // 2)
+    low = b.shuffle_vector(x, undef, ir.Constant(index, list(range(n // 2))))
+    high = b.shuffle_vector(x, undef, ir.Constant(index, list(range(n // 2, n))))
+    return low, high
+
+
+def _tree(b: ir.IRBuilder, x: ir.Value, join: Any) -> ir.Value:
+    for n in (16, 8, 4, 2):
+        x = join(*_halve(b, x, n))
+    return b.extract_element(x, ir.Constant(I32, 0))
+
+
+@primitive(f32, f32x16)
+def sum_lanes(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """Lane i + lane i+8, then +4, +2, +1."""
+    return _tree(b, x, b.fadd)
+
+
+@primitive(f32, f32x16)
+def max_lanes(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    return _tree(b, x, lambda low, high: b.select(b.fcmp_ordered(">", low, high), low, high))
+
+
+@primitive(i32, i32x16)
+def sum_lanes_i32(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    return _tree(b, x, b.add)
+
+
+# ---- tiles: t vectors, one per token; `base + i * stride` is where token i's scalar is
+
+
+@intrinsic(prefer_literal=True)
+def tile(_context: Any, t: Any) -> Any:
+    """A float32 tile of `t` (a literal) zero vectors."""
+    if not isinstance(t, types.IntegerLiteral):
+        return None
+    ret = Tile(f32x16, t.literal_value)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return ir.Constant(ir.ArrayType(F32x16, ret.t), None)
+
+    return ret(t), generate
+
+
+def array_of(b: ir.IRBuilder, values: list[ir.Value]) -> ir.Value:
+    out = ir.Constant(ir.ArrayType(values[0].type, len(values)), ir.Undefined)
+    for i, v in enumerate(values):
+        out = b.insert_value(out, v, i)
+    return out
+
+
+@tile_primitive
+def tile_splat_i32(b, t, _like: tile_f32, base: addr, stride: addr) -> tile_i32:  # type: ignore[valid-type]
+    """An int32 tile: each token's scalar in all lanes."""
+    return array_of(b, [load_splat(b, offset(b, base, stride, i), I32, 16) for i in range(t)])
+
+
+@tile_primitive
+def tile_shl(b, t, x: tile_i32, n: i32) -> tile_i32:  # type: ignore[valid-type]
+    return array_of(b, [b.shl(b.extract_value(x, i), splat(b, n, 16)) for i in range(t)])
+
+
+@tile_primitive
+def tile_sub_i32(b, t, x: tile_i32, y: tile_i32) -> tile_i32:  # type: ignore[valid-type]
+    return array_of(b, [b.sub(b.extract_value(x, i), b.extract_value(y, i)) for i in range(t)])
+
+
+def _activations(b: ir.IRBuilder, base: ir.Value, stride: ir.Value, i: int) -> ir.Value:
+    """Token i's next four int8 activations, repeated for the 16 rows of a vector of weights."""
+    return b.bitcast(load_splat(b, offset(b, base, stride, i), I32, 16), vector("i8", 64))
+
+
+@tile_primitive
+def tile_dot_small(b, t, acc: tile_i32, w: i8x64, base: addr, stride: addr) -> tile_i32:  # type: ignore[valid-type]
+    """acc + w . activations for 16 rows x 4 columns; weights 0..127."""
+    return array_of(
+        b, [target.dot_small(b, b.extract_value(acc, i), w, _activations(b, base, stride, i)) for i in range(t)]
+    )
+
+
+@tile_primitive
+def tile_dot_8(b, t, acc: tile_i32, w: i8x64, base: addr, stride: addr) -> tile_i32:  # type: ignore[valid-type]
+    """The same for 8-bit weights stored with the target's bias."""
+    return array_of(b, [target.dot_8(b, b.extract_value(acc, i), w, _activations(b, base, stride, i)) for i in range(t)])
+
+
+@tile_primitive
+def tile_scale(b, t, total: tile_f32, acc: tile_i32, d: f32x16, base: addr, stride: addr) -> tile_f32:  # type: ignore[valid-type]
+    """total + acc * (d * the token's scale): the one float operation of a block."""
+    out = []
+    for i in range(t):
+        scale = b.fmul(d, load_splat(b, offset(b, base, stride, i), LANE["f32"], 16))
+        out.append(target.fma(b, b.sitofp(b.extract_value(acc, i), F32x16), scale, b.extract_value(total, i)))
+    return array_of(b, out)
+
+
+@tile_primitive
+def tile_fma(b, t, total: tile_f32, v: f32x16, base: addr, stride: addr) -> tile_f32:  # type: ignore[valid-type]
+    """total + v * the token's scalar."""
+    out = []
+    for i in range(t):
+        x = load_splat(b, offset(b, base, stride, i), LANE["f32"], 16)
+        out.append(target.fma(b, v, x, b.extract_value(total, i)))
+    return array_of(b, out)
+
+
+@tile_primitive
+def tile_store(b, t, x: tile_f32, base: addr, stride: addr) -> types.void:  # type: ignore[valid-type]
+    for i in range(t):
+        b.store(b.extract_value(x, i), pointer(b, offset(b, base, stride, i), F32x16), align=4)
+
+
+@tile_primitive
+def tile_add_to(b, t, x: tile_f32, base: addr, stride: addr) -> types.void:  # type: ignore[valid-type]
+    """Add each token's vector to the 16 floats at its address."""
+    for i in range(t):
+        p = pointer(b, offset(b, base, stride, i), F32x16)
+        b.store(b.fadd(b.load(p, align=4), b.extract_value(x, i)), p, align=4)
+
+
+# ---- the machine
+
+
+@primitive(i64, addr, i64)
+def atomic_add(b: ir.IRBuilder, a: ir.Value, v: ir.Value) -> ir.Value:
+    return b.atomic_rmw("add", pointer(b, a, I64), v, "seq_cst")
+
+
+@primitive(i64, addr)
+def atomic_load(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    return b.load_atomic(pointer(b, a, I64), "acquire", 8)
+
+
+@primitive(types.void, addr, i64)
+def atomic_store(b: ir.IRBuilder, a: ir.Value, v: ir.Value) -> None:
+    b.store_atomic(v, pointer(b, a, I64), "release", 8)
+
+
+@primitive(i64, addr, i64)
+def atomic_exchange(b: ir.IRBuilder, a: ir.Value, v: ir.Value) -> ir.Value:
+    return b.atomic_rmw("xchg", pointer(b, a, I64), v, "seq_cst")
+
+
+@primitive(types.void)
+def pause(b: ir.IRBuilder) -> None:
+    target.pause(b)
+
+
+@primitive(types.void)
+def yield_core(b: ir.IRBuilder) -> None:
+    """Let another thread have this core (sched_yield of the C library)."""
+    call(b, "sched_yield", I32)
+
+
+@primitive(i64, addr)
+def monotonic_ns(b: ir.IRBuilder, scratch: ir.Value) -> ir.Value:
+    """The C library's monotonic clock in ns; 16 bytes at `scratch` are overwritten."""
+    clock_id = ir.Constant(I32, _CLOCK_MONOTONIC)
+    call(b, "clock_gettime", I32, clock_id, b.inttoptr(scratch, I64.as_pointer()))
+    seconds = b.load(pointer(b, scratch, I64))
+    nanos = b.load(pointer(b, b.add(scratch, ir.Constant(I64, 8)), I64))
+    return b.add(b.mul(seconds, ir.Constant(I64, 10**9)), nanos)
+
+
+@primitive(i64, i64, addr, addr, addr, i64)
+def call_kernel(b: ir.IRBuilder, fn: ir.Value, args: ir.Value, step: ir.Value, ctl: ir.Value, tid: ir.Value) -> ir.Value:
+    """Call a compiled kernel (Numba's convention: result and exception pointers first); returns its status."""
+    scratch = b.alloca(I64)
+    excinfo = b.alloca(ir.IntType(8).as_pointer())
+    ret = b.bitcast(scratch, ir.IntType(8).as_pointer().as_pointer())
+    kind = ir.FunctionType(I32, [ret.type, excinfo.type, I64, I64, I64, I64])
+    return b.sext(b.call(b.inttoptr(fn, kind.as_pointer()), [ret, excinfo, args, step, ctl, tid]), I64)
+
+
+# What 8-bit weights are stored with: added when they are packed, taken off through the sums of the activations.
+BIAS8 = target.BIAS8

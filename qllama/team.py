@@ -1,0 +1,98 @@
+"""The threads that execute a plan. Python hands over a tape and gets the step back done; in between no Python runs.
+
+Workers wait for a step by spinning for about a millisecond, then sleep on a semaphore. A step is run in slices of
+SLICE_NS: between two of them Python can deliver Ctrl-C, and the step goes on from its row counters.
+"""
+
+import ctypes
+import threading
+import time
+
+import numpy as np
+
+from qllama import jit
+from qllama.errors import QllamaError
+from qllama.kernels import ctl
+
+SLICE_NS = 50_000_000
+KERNELS = ("tape.lead", "tape.work", "tape.announce")
+
+
+def aligned(n: int, dtype: type = np.uint8, alignment: int = 64) -> np.ndarray:
+    """n zeros of `dtype` that begin on a multiple of `alignment` bytes."""
+    raw = np.zeros(n * np.dtype(dtype).itemsize + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + n * np.dtype(dtype).itemsize].view(dtype)
+
+
+class Team:
+    """`n_threads` threads, the calling one included. Not to be used by two threads at once."""
+
+    def __init__(self, n_threads: int) -> None:
+        self.n_threads = n_threads
+        kernels = jit.load(KERNELS)
+        self._call = {name: jit.callable_at(k.address) for name, k in kernels.items()}
+        self._ctl = aligned(ctl.size(n_threads) // 8, np.int64)
+        self._set(ctl.N_THREADS, n_threads)
+        self._wake = [threading.Semaphore(0) for _ in range(n_threads)]
+        self._threads: list[threading.Thread] = []
+
+    def run(self, tape: np.ndarray, arguments: np.ndarray, step: np.ndarray) -> None:
+        """Execute `tape` (n, 3) int64 with the `step` block; column 0 of `arguments` has the row counters.
+
+        Raises KeyboardInterrupt between two slices; the counters are rewound then, and the team is ready again.
+        """
+        if not self._threads:
+            self._start()
+        arguments[:, jit.COUNTER] = 0
+        for at, value in ((ctl.TAPE, tape.ctypes.data), (ctl.N_OPS, len(tape)), (ctl.STEP_AT, step.ctypes.data)):
+            self._set(at, value)
+        self._set(ctl.INDEX, 0)
+        self._set(ctl.FAILED, 0)
+        while self._get(ctl.INDEX) < len(tape):
+            self._set(ctl.DEADLINE, time.monotonic_ns() + SLICE_NS)
+            self._announce()
+            self._native("tape.lead", 0)
+            if self._get(ctl.FAILED):
+                raise QllamaError(f"operation {self._get(ctl.FAILED) - 1} of the plan failed")
+
+    def close(self) -> None:
+        """Send the workers home."""
+        if self._threads:
+            self._set(ctl.N_OPS, -1)
+            self._announce()
+            for thread in self._threads:
+                thread.join()
+            self._threads = []
+
+    def _start(self) -> None:
+        self._set(ctl.JOB, 0)
+        self._ctl[ctl.SLEEPERS // 8 :] = 0
+        for tid in range(1, self.n_threads):
+            thread = threading.Thread(target=self._work, args=(tid,), name=f"qllama-{tid}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _work(self, tid: int) -> None:
+        while True:
+            self._native("tape.work", tid)
+            if self._get(ctl.JOB) < 0:
+                return
+            self._wake[tid].acquire()
+
+    def _announce(self) -> None:
+        self._native("tape.announce", 0)
+        for tid in range(1, self.n_threads):
+            if self._get(ctl.SLEEPERS + 64 * tid + 16):
+                self._wake[tid].release()
+
+    def _native(self, name: str, tid: int) -> None:
+        scratch = (ctypes.c_int64 * 2)()  # Numba's result and exception slots
+        at = ctypes.addressof(scratch)
+        self._call[name](at, at + 8, 0, 0, self._ctl.ctypes.data, tid)
+
+    def _get(self, at: int) -> int:
+        return int(self._ctl[at // 8])
+
+    def _set(self, at: int, value: int) -> None:
+        self._ctl[at // 8] = value

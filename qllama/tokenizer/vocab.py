@@ -1,0 +1,209 @@
+"""A vocabulary as a GGUF file carries it, checked and made plain data.
+
+Knows the `tokenizer.ggml.*` keys and what llama.cpp makes of missing or damaged ones. How text is cut into
+tokens is left to the tokenizers.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qllama.metadata import Metadata, short
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+MAX_TOKEN_BYTES = 64 << 10
+
+# Names of tokens that end a text or a turn. Files do not mark them, so llama.cpp goes by these names too.
+END_MARKERS = """
+    </s> <eos> [EOS] <EOT> _<EOT> [EOT] <|end|> <|eot_id|> <|eom_id|> <|im_end|> <|endoftext|> <|end_of_text|>
+    <end_of_turn> <end_of_utterance> <turn|> <|tool_response> <|return|> <|call|> <|calls|> <|flush|>
+    <｜end▁of▁sentence｜> [e~[
+""".encode().split()
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What holds where a file is silent."""
+
+    bos: int
+    eos: int
+    unk: int
+    add_bos: bool
+    add_eos: bool
+    add_space_prefix: bool
+
+
+# By tokenizer.ggml.model; llama.cpp's values.
+DEFAULTS = {"llama": Defaults(bos=1, eos=2, unk=0, add_bos=True, add_eos=False, add_space_prefix=True)}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a model and the rules its file gives for them. A special id is None if there is none."""
+
+    path: str  # of the file, for messages
+    model: str  # tokenizer.ggml.model
+    tokens: list[bytes]  # as stored: SentencePiece writes a space as U+2581; need not be UTF-8
+    types: np.ndarray  # (n_vocab,) int32: NORMAL to BYTE
+    scores: np.ndarray | None  # (n_vocab,) float32 without NaN
+    ids: dict[bytes, int]  # of each text its first id; empty texts left out
+    bos: int | None
+    eos: int | None
+    eot: int | None
+    eom: int | None
+    unk: int | None
+    pad: int | None
+    add_bos: bool
+    add_eos: bool
+    add_space_prefix: bool
+    rstrip: frozenset[int]  # special tokens that swallow the white space after them
+    warnings: list[str]
+
+    @property
+    def special(self) -> list[int]:
+        """The ids that are looked for in raw text: control, unknown and user-defined tokens."""
+        return _special(self.types)
+
+    @property
+    def eog(self) -> frozenset[int]:
+        """The ids that end a generation: EOS, EOT, EOM and control tokens with the name of an end marker."""
+        named = {self.ids[name] for name in END_MARKERS if name in self.ids}
+        ends = {id for id in named if self.types[id] == CONTROL}
+        return frozenset(ends | {id for id in (self.eos, self.eot, self.eom) if id is not None})
+
+    @classmethod
+    def from_metadata(cls, metadata: Metadata) -> "Vocabulary":
+        """Read and check a vocabulary whose `tokenizer.ggml.model` is one of DEFAULTS.
+
+        Raises FileError for what cannot be used; what can be worked around is told in `warnings`.
+        """
+        reader = _Reader(metadata)
+        model = metadata.text("tokenizer.ggml.model")
+        default = DEFAULTS[model]
+        tokens = reader.tokens()
+        ids = reader.first_ids(tokens)
+        types = reader.types(ids)
+        bos, eos = reader.id("bos", default.bos), reader.id("eos", default.eos)
+        return cls(
+            path=metadata.path,
+            model=model,
+            tokens=tokens,
+            types=types,
+            scores=reader.scores(),
+            ids=ids,
+            bos=bos,
+            eos=eos,
+            eot=reader.id("eot"),
+            eom=reader.id("eom"),
+            unk=reader.id("unknown", default.unk),
+            pad=reader.id("padding"),
+            add_bos=reader.adds("bos", default.add_bos, bos),
+            add_eos=reader.adds("eos", default.add_eos, eos),
+            add_space_prefix=metadata.boolean("tokenizer.ggml.add_space_prefix", default.add_space_prefix),
+            rstrip=_rstrip(metadata.text("general.name", ""), tokens, types),
+            warnings=reader.warnings,
+        )
+
+
+def quoted(token: bytes) -> str:
+    """A token as messages show it: escaped, and cut if long."""
+    return f"'{short(token.decode(errors='backslashreplace'))}'"
+
+
+def _special(types: np.ndarray) -> list[int]:
+    return np.flatnonzero(np.isin(types, (CONTROL, UNKNOWN, USER_DEFINED))).tolist()
+
+
+def _rstrip(model_name: str, tokens: list[bytes], types: np.ndarray) -> frozenset[int]:
+    # Only Phi-3's tokens do this. GGUF has no key for it, so llama.cpp goes by the name too.
+    if not any(name in model_name.lower() for name in ("phi-3", "phi3")):
+        return frozenset()
+    return frozenset(i for i in _special(types) if tokens[i] not in (b"<unk>", b"<s>", b"<|endoftext|>"))
+
+
+class _Reader:
+    """Reads one vocabulary, gathering the warnings."""
+
+    def __init__(self, metadata: Metadata) -> None:
+        self.metadata = metadata
+        self.warnings: list[str] = []
+        self.n_vocab = 0
+        if metadata.boolean("tokenizer.ggml.remove_extra_whitespaces", False):
+            self.warn("tokenizer.ggml.remove_extra_whitespaces is ignored, as in llama.cpp")
+
+    def tokens(self) -> list[bytes]:
+        key = "tokenizer.ggml.tokens"
+        tokens = self.metadata.array(key, ("str",)).to_list()
+        if not any(tokens):
+            raise self.metadata.error(key, "all tokens are empty" if tokens else "has no tokens")
+        longest = max(tokens, key=len)
+        if len(longest) > MAX_TOKEN_BYTES:
+            what = f"token {tokens.index(longest)} has {len(longest)} bytes"
+            raise self.metadata.error(key, f"{what}, must have at most {MAX_TOKEN_BYTES}")
+        self.n_vocab = len(tokens)
+        return tokens
+
+    def first_ids(self, tokens: list[bytes]) -> dict[bytes, int]:
+        ids = dict(zip(reversed(tokens), reversed(range(len(tokens))), strict=True))
+        first_empty, n_empty = ids.pop(b"", None), tokens.count(b"")
+        n_repeated = len(tokens) - n_empty - len(ids)
+        if n_empty:
+            self.warn(f"{n_empty} empty tokens, the first is token {first_empty}")
+        if n_repeated:
+            again = next(id for id, token in enumerate(tokens) if token and ids[token] != id)
+            first = f"token {again} repeats token {ids[tokens[again]]}, {quoted(tokens[again])}"
+            self.warn(f"{n_repeated} duplicate tokens, the first of each is used: {first}")
+        return ids
+
+    def types(self, ids: dict[bytes, int]) -> np.ndarray:
+        types = self.per_token("tokenizer.ggml.token_type", "i32", np.full(self.n_vocab, NORMAL, np.int32))
+        undefined = np.flatnonzero((types < NORMAL) | (types > BYTE))
+        if len(undefined):
+            first = f"token {undefined[0]} has type {types[undefined[0]]}"
+            self.warn(f"{len(undefined)} tokens of unknown type, taken as normal: {first}")
+            types[undefined] = NORMAL
+        # Phi-3 files have </s> as user-defined, to be found in any text; llama.cpp, too, overrides that.
+        ends = [ids[name] for name in END_MARKERS if name in ids]
+        types[[id for id in ends if types[id] == USER_DEFINED]] = CONTROL
+        return types
+
+    def scores(self) -> np.ndarray | None:
+        key = "tokenizer.ggml.scores"
+        scores = self.per_token(key, "f32", None)
+        if scores is not None and np.isnan(scores).any():
+            raise self.metadata.error(key, f"the score of token {np.isnan(scores).argmax()} is not a number")
+        return scores
+
+    def per_token(self, key: str, type: str, default: Any) -> Any:
+        """The first n_vocab elements of an array."""
+        array = self.metadata.array(key, (type,), None)
+        if array is None:
+            return default
+        if array.count < self.n_vocab:
+            raise self.metadata.error(key, f"has {array.count} elements for {self.n_vocab} tokens")
+        if array.count > self.n_vocab:
+            self.warn(f"{key} has {array.count} elements for {self.n_vocab} tokens, the rest is ignored")
+        return array.to_numpy()[: self.n_vocab]
+
+    def id(self, name: str, default: int | None = None) -> int | None:
+        """A special id. One out of range counts as not given; a default out of range is none."""
+        key = f"tokenizer.ggml.{name}_token_id"
+        id = self.metadata.integer(key, None, low=-(2**63), high=2**64)
+        if id is not None and 0 <= id < self.n_vocab:
+            return id
+        if id is not None:
+            self.warn(f"{key}={id} is ignored: the vocabulary has {self.n_vocab} tokens")
+        return default if default is not None and default < self.n_vocab else None
+
+    def adds(self, name: str, default: bool, id: int | None) -> bool:
+        """Whether the special token `name` is added to a text."""
+        key = f"tokenizer.ggml.add_{name}_token"
+        value = self.metadata.boolean(key, default)
+        if value and id is None:
+            self.warn(f"{key} is true, but there is no such token; none is added")
+        return value and id is not None
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)

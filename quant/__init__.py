@@ -1,0 +1,105 @@
+"""Block formats on disk: decode and encode, arrays in, blocks out. Multiplying is the kernels' business.
+
+A format is one file with its block's layout, `decode` and `encode`, and one line in FORMATS.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from qllama.quant import floats, q4_0, q6_k, q8_0
+
+from qllama.errors import InputError
+from qllama.ggml import BY_NAME
+
+
+class Format(NamedTuple):
+    """How the blocks of one tensor type are read and written. Trusting: the functions below check first."""
+
+    block: np.dtype
+    """One block as stored, little-endian."""
+    decode: Callable[[np.ndarray], np.ndarray]
+    """(n_blocks,) of `block` -> (n_blocks, block length) float32."""
+    encode: Callable[[np.ndarray], np.ndarray]
+    """(n_blocks, block length) float32 -> (n_blocks,) of `block`; overflow decodes to NaN or infinity."""
+
+
+FORMATS: dict[str, Format] = {
+    "F32": Format(floats.BLOCK_F32, floats.decode_f32, floats.encode_f32),
+    "F16": Format(floats.BLOCK_F16, floats.decode_f16, floats.encode_f16),
+    "BF16": Format(floats.BLOCK_BF16, floats.decode_bf16, floats.encode_bf16),
+    "Q4_0": Format(q4_0.BLOCK_Q4_0, q4_0.decode, q4_0.encode),
+    "Q8_0": Format(q8_0.BLOCK_Q8_0, q8_0.decode, q8_0.encode),
+    "Q6_K": Format(q6_k.BLOCK_Q6_K, q6_k.decode, q6_k.encode),
+}
+
+PIECE = 1 << 18  # values encoded at a time: the temporaries stay in cache, and small beside a large tensor
+
+
+def dequantize(
+    blocks: np.ndarray | bytes, type_name: str, shape: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """The float32 values of `blocks` (uint8, any shape), flat or in `shape`.
+
+    Raises InputError for a type that is not implemented, a broken block, or values that do not fill `shape`.
+    """
+    form = _format(type_name)
+    raw = np.frombuffer(blocks, np.uint8) if isinstance(blocks, bytes) else np.ascontiguousarray(blocks)
+    if raw.dtype != np.uint8:
+        raise InputError(f"{type_name}: blocks of dtype {raw.dtype}, needed uint8")
+    if raw.size % form.block.itemsize:
+        raise InputError(f"{type_name}: {raw.size} bytes, needed a multiple of {form.block.itemsize}")
+    with np.errstate(all="ignore"):  # a foreign file may hold an infinite scale
+        values = form.decode(raw.reshape(-1).view(form.block)).reshape(-1)
+    if shape is None:
+        return values
+    if math.prod(shape) != values.size:
+        raise InputError(f"{type_name}: {values.size} values, needed shape {shape}")
+    return values.reshape(shape)
+
+
+def quantize(array: np.ndarray, type_name: str, importance: np.ndarray | None = None) -> np.ndarray:
+    """The blocks of `array` (rows, n) float32, as (rows, bytes of a row) uint8.
+
+    `importance`, a weight for each of the n columns, is not implemented for any format yet.
+    Raises InputError for that, for a type that is not implemented, for rows that are not whole blocks, and,
+    naming the row, for values that are not finite or too large for the format.
+    """
+    form = _format(type_name)
+    if importance is not None:
+        raise InputError(f"{type_name}: quantizing with an importance matrix is not implemented")
+    _check_rows(array, type_name)
+    n_rows, n = array.shape
+    length = BY_NAME[type_name].block
+    out = np.empty((n_rows, n // length), form.block)
+    step = max(1, PIECE // n)
+    for start in range(0, n_rows, step):
+        rows = np.ascontiguousarray(array[start : start + step])
+        _check_finite(rows, start, f"{type_name}: NaN or infinity")
+        with np.errstate(all="ignore"):  # what overflows or divides by zero is found in the blocks it leaves
+            out[start : start + step] = form.encode(rows.reshape(-1, length)).reshape(len(rows), -1)
+            decoded = form.decode(out[start : start + step].reshape(-1))
+        _check_finite(decoded.reshape(rows.shape), start, f"a value too large for {type_name}")
+    return out.view(np.uint8)
+
+
+def _format(type_name: str) -> Format:
+    if type_name in FORMATS:
+        return FORMATS[type_name]
+    what = "not implemented" if type_name in BY_NAME else "unknown"
+    raise InputError(f"tensor type {type_name} is {what}; implemented: {', '.join(FORMATS)}")
+
+
+def _check_rows(array: np.ndarray, type_name: str) -> None:
+    if array.dtype != np.float32 or array.ndim != 2:
+        raise InputError(f"{type_name}: {array.ndim}-dimensional {array.dtype}, needed rows of float32")
+    n, length = array.shape[1], BY_NAME[type_name].block
+    if n == 0 or n % length:
+        raise InputError(f"{type_name}: rows of {n} values, needed a multiple of {length}")
+
+
+def _check_finite(rows: np.ndarray, start: int, what: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if bad.size:
+        raise InputError(f"{what} in row {start + bad[0]}")

@@ -1,0 +1,76 @@
+"""Model files for tests: the recorded sources in other tensor types, encoded by qllama.quant."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from conftest import shared
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+from gguf.quants import dequantize as gguf_dequantize
+from qllama.quant import quantize
+
+ARCHITECTURE = "general.architecture"
+
+
+@cache
+def recorded() -> dict[str, Any]:
+    """What llama-quantize made of each source: kind -> {files: {type: {file_type, bytes, tensors}}}."""
+    return json.loads(shared("oracles/quant/quant.json").read_text())["sources"]
+
+
+@cache
+def source(kind: str) -> dict[str, np.ndarray]:
+    """The tensors of a recorded source by name, float32, rows last."""
+    tensors = GGUFReader(shared(f"oracles/quant/{kind}.gguf")).tensors
+    return {t.name: np.asarray(t.data).astype(np.float32) for t in tensors}
+
+
+def encoded(kind: str, tensor: str, type_name: str) -> np.ndarray:
+    """The blocks of a source's tensor, uint8, (..., bytes of a row)."""
+    values = source(kind)[tensor]
+    blocks = quantize(values.reshape(-1, values.shape[-1]), type_name)
+    return blocks.reshape(*values.shape[:-1], -1)
+
+
+def quantized_model(kind: str, type_name: str, out: Path) -> Path:
+    """Write at `out` the model of `llama-quantize KIND.gguf out TYPE`, each tensor checked by its sha256."""
+    file = recorded()[kind]["files"][type_name]
+    tensors = {}
+    for t in file["tensors"]:
+        blocks = encoded(kind, t["name"], t["type"])
+        assert hashlib.sha256(blocks.tobytes()).hexdigest() == t["sha256"], (t["name"], t["type"])
+        tensors[t["name"]] = (blocks, GGMLQuantizationType[t["type"]])
+    return _write(GGUFReader(shared(f"oracles/quant/{kind}.gguf")), out, file["file_type"], tensors)
+
+
+def dequantized_copy(path: Path, out: Path) -> Path:
+    """Write at `out` the model of `path` with every tensor widened to F32 by gguf-py."""
+    reader = GGUFReader(path)
+    tensors = {
+        t.name: (gguf_dequantize(np.asarray(t.data), t.tensor_type).view(np.uint8), GGMLQuantizationType.F32)
+        for t in reader.tensors
+    }
+    return _write(reader, out, 0, tensors)
+
+
+def _write(
+    like: GGUFReader, out: Path, file_type: int, tensors: dict[str, tuple[np.ndarray, GGMLQuantizationType]]
+) -> Path:
+    """Write `tensors` (uint8, (..., bytes of a row)) with the metadata of `like`."""
+    writer = GGUFWriter(out, like.fields[ARCHITECTURE].contents())
+    for field in like.fields.values():
+        if field.name == ARCHITECTURE or field.name.startswith("GGUF."):  # the writer's own
+            continue
+        value = file_type if field.name == "general.file_type" else field.contents()
+        items = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, value, field.types[0], sub_type=items)
+    for name, (blocks, tensor_type) in tensors.items():
+        writer.add_tensor(name, blocks, raw_dtype=tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out

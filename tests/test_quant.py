@@ -1,0 +1,225 @@
+"""Block formats against gguf-py, and against the bytes that llama-quantize wrote."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize as gguf_dequantize
+from gguf.quants import quantize as gguf_quantize
+from qllama.quant import FORMATS, PIECE, dequantize, quantize
+from quant_files import dequantized_copy, encoded, quantized_model, recorded
+
+from qllama.errors import InputError
+from qllama.ggml import BY_NAME
+
+WRITTEN_BY_GGUF_PY = ["F32", "F16", "BF16", "Q4_0", "Q8_0"]
+
+
+def weights(rows: int = 6, n: int = 1024) -> np.ndarray:
+    """Rows of very different magnitudes, with ties, zeros and runs of zeros. (rows, n) float32."""
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((rows, n)) * 10.0 ** rng.integers(-9, 4, (rows, 1))
+    x[0] = rng.integers(-127, 128, n) / 2  # d = 1/2 or so: halves are ties
+    x[1, : n // 2] = 0
+    x[2] *= rng.random(n) < 0.05
+    return x.astype(np.float32) + 0  # no -0.0: there gguf-py's Q4_0 is not llama.cpp's, see below
+
+
+def random_blocks(name: str, n_blocks: int = 300) -> np.ndarray:
+    """Blocks of random bits, their scales finite. (n_blocks, block bytes) uint8."""
+    rng = np.random.default_rng(6)
+    block = FORMATS[name].block
+    blocks = rng.integers(0, 256, (n_blocks, block.itemsize), np.uint8).reshape(-1).view(block)
+    scales = blocks["d"] if block.names else blocks.view("<f2")
+    scales[~np.isfinite(scales)] = 0
+    return blocks.view(np.uint8).reshape(n_blocks, -1)
+
+
+def written_by_llama_quantize(name: str) -> dict[tuple[str, str], str]:
+    """(source, tensor) -> sha256, of all recorded tensors of one type that no importance matrix went into."""
+    return {
+        (kind, t["name"]): t["sha256"]
+        for kind, files in recorded().items()
+        for file_type, file in files["files"].items()
+        if not file_type.endswith("+imatrix")
+        for t in file.get("tensors", [])  # none where llama-quantize refused
+        if t["type"] == name
+    }
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_block_has_the_size_that_the_type_table_says(name):
+    assert FORMATS[name].block.itemsize == BY_NAME[name].nbytes
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_decode_equals_gguf_py(name):
+    blocks = random_blocks(name, 320)
+    expected = gguf_dequantize(blocks.reshape(4, -1), GGMLQuantizationType[name])
+    got = dequantize(blocks, name, shape=expected.shape)
+    assert got.dtype == np.float32
+    assert got.tobytes() == expected.astype("<f4").tobytes()
+
+
+@pytest.mark.parametrize("name", WRITTEN_BY_GGUF_PY)
+def test_encode_equals_gguf_py(name):
+    x = weights()
+    expected = gguf_quantize(x, GGMLQuantizationType[name]).view(np.uint8)
+    assert np.array_equal(quantize(x, name), expected)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_encode_equals_llama_quantize(name):
+    expected = written_by_llama_quantize(name)
+    got = {key: hashlib.sha256(encoded(*key, name).tobytes()).hexdigest() for key in expected}
+    assert expected
+    assert got == expected
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_are_encoded_alike_alone_and_among_many(name):
+    x = np.tile(weights(4), (PIECE // 2048, 1))  # two pieces
+    many = quantize(x, name)
+    assert np.array_equal(many[:4], many[-4:])
+    assert np.array_equal(many[1:2], quantize(x[1:2], name))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_blocks(name):
+    assert dequantize(b"", name).shape == (0,)
+    assert quantize(np.zeros((0, 256), np.float32), name).shape[0] == 0
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_zeros(name):
+    zeros = np.zeros((2, 512), np.float32)
+    assert not dequantize(quantize(zeros, name), name).any()
+
+
+def test_q4_0_of_negative_zeros_is_that_of_zeros():
+    """llama.cpp's search for the largest magnitude starts from +0.0 and is not moved by -0.0."""
+    zeros = np.zeros((1, 32), np.float32)
+    assert np.array_equal(quantize(-zeros, "Q4_0"), quantize(zeros, "Q4_0"))
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q8_0", "Q6_K"])
+def test_magnitudes_below_f16_become_zero(name):
+    x = np.full((1, 256), 1e-41, np.float32)
+    assert not dequantize(quantize(x, name), name).any()
+
+
+def test_dequantize_takes_bytes_and_views():
+    x = weights()
+    blocks = quantize(x, "Q4_0")
+    assert np.array_equal(dequantize(blocks.tobytes(), "Q4_0"), dequantize(blocks, "Q4_0"))
+    assert np.array_equal(
+        dequantize(blocks[::2], "Q4_0", (3, 1024)), dequantize(blocks, "Q4_0", x.shape)[::2]
+    )
+
+
+def test_quantize_takes_views():
+    x = weights(6, 2048)
+    assert np.array_equal(quantize(x[::2, :1024], "Q6_K"), quantize(x, "Q6_K")[::2, : 4 * 210])
+
+
+def test_infinite_scales_of_a_foreign_file_decode_without_a_warning():
+    block = np.zeros(1, FORMATS["Q8_0"].block)
+    block["d"] = np.inf
+    assert np.isnan(dequantize(block.view(np.uint8), "Q8_0")).all()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_with_their_row(name, bad):
+    x = np.ones((PIECE // 256 + 3, 256), np.float32)
+    x[-2, 7] = bad
+    with pytest.raises(InputError, match=f"^{name}: NaN or infinity in row {PIECE // 256 + 1}$"):
+        quantize(x, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("F16", 65520),
+        ("BF16", 3.4e38),
+        ("Q4_0", 6e5),
+        ("Q8_0", 1e7),
+        ("Q6_K", 1e9),
+        ("Q6_K", 1e13),
+        ("Q6_K", 1e30),
+    ],
+)
+def test_values_too_large_are_refused_with_their_row(name, value):
+    x = np.ones((3, 256), np.float32)
+    x[1, 9] = value
+    with pytest.raises(InputError, match=f"^a value too large for {name} in row 1$"):
+        quantize(x, name)
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.zeros((2, 100), np.float32), "rows of 100 values, needed a multiple of 32"),
+        (np.zeros((2, 0), np.float32), "rows of 0 values, needed a multiple of 32"),
+        (np.zeros(64, np.float32), "1-dimensional float32, needed rows of float32"),
+        (np.zeros((2, 32)), "2-dimensional float64, needed rows of float32"),
+    ],
+)
+def test_arrays_that_are_not_rows_of_blocks_are_refused(array, reason):
+    with pytest.raises(InputError, match=f"^Q8_0: {reason}$"):
+        quantize(array, "Q8_0")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "shape", "reason"),
+    [
+        (b"\0" * 33, None, "33 bytes, needed a multiple of 34"),
+        (np.zeros(34, np.int8), None, "blocks of dtype int8, needed uint8"),
+        (b"\0" * 34, (2, 32), r"32 values, needed shape \(2, 32\)"),
+        (b"\0" * 34, (-1,), r"32 values, needed shape \(-1,\)"),
+    ],
+)
+def test_broken_blocks_are_refused(blocks, shape, reason):
+    with pytest.raises(InputError, match=f"^Q8_0: {reason}$"):
+        dequantize(blocks, "Q8_0", shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("IQ2_XXS", "not implemented"), ("Q9_Z", "unknown"), ("q8_0", "unknown")]
+)
+def test_other_types_are_refused_by_name(name, what):
+    for call in (lambda: dequantize(b"", name), lambda: quantize(weights(), name)):
+        with pytest.raises(InputError, match=f"^tensor type {name} is {what}; implemented: F32, F16"):
+            call()
+
+
+def test_an_importance_matrix_is_refused():
+    with pytest.raises(InputError, match="Q4_0: quantizing with an importance matrix is not"):
+        quantize(weights(), "Q4_0", importance=np.ones(1024, np.float32))
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
+def test_quantized_model_is_the_file_that_llama_quantize_wrote(name, tmp_path: Path):
+    path = quantized_model("q256", name, tmp_path / "model.gguf")
+    file = recorded()["q256"]["files"][name]
+    reader = GGUFReader(path)
+    assert path.stat().st_size == file["bytes"]
+    assert reader.fields["general.file_type"].contents() == file["file_type"]
+    assert [(t.name, t.tensor_type.name, t.shape.tolist()) for t in reader.tensors] == [
+        (t["name"], t["type"], t["shape"]) for t in file["tensors"]
+    ]
+
+
+def test_dequantized_copy_holds_the_same_values_in_f32(tmp_path: Path):
+    path = quantized_model("q256", "Q4_0", tmp_path / "model.gguf")
+    copy = GGUFReader(dequantized_copy(path, tmp_path / "f32.gguf"))
+    original = GGUFReader(path)
+    names = set(original.fields) - {"general.file_type"}
+    assert all(copy.fields[n].contents() == original.fields[n].contents() for n in names)
+    for ours, theirs in zip(copy.tensors, original.tensors, strict=True):
+        assert ours.tensor_type == GGMLQuantizationType.F32
+        assert np.array_equal(
+            ours.data.reshape(-1), dequantize(theirs.data.view(np.uint8), theirs.tensor_type.name)
+        )
