@@ -1,5 +1,6 @@
 """The command line: parses, calls one public function, prints. A command's file is imported when it is used."""
 
+import contextlib
 import importlib
 import os
 import sys
@@ -19,6 +20,10 @@ COMMANDS = {
 }
 
 
+class PipeClosed(Exception):
+    """Nobody reads our output any more. (click would turn the BrokenPipeError itself into exit code 1.)"""
+
+
 class LazyGroup(click.Group):
     """Lists the commands without importing them: `qllama --help` must not load numpy or numba."""
 
@@ -31,6 +36,12 @@ class LazyGroup(click.Group):
         command = importlib.import_module(f"qllama.cli.{name}").command
         command.help = command.help or COMMANDS[name]
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise PipeClosed from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -45,10 +56,9 @@ def cli() -> None:
 
 def fail(message: str, code: int) -> int:
     """Print the one line of an error on stderr; return the exit code."""
-    try:
-        print(f"qllama: error: {printable(message)}", file=sys.stderr, flush=True)
-    except (OSError, ValueError, AttributeError):  # stderr is closed: nobody to tell
-        pass
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):  # stderr is closed: nobody to tell
+            print(f"qllama: error: {printable(message)}", file=sys.stderr, flush=True)
     return code
 
 
@@ -75,7 +85,7 @@ def _main(args: list[str] | None) -> int:
         return fail(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except BrokenPipeError:
+    except (PipeClosed, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
         return 141
     except MemoryError:

@@ -28,9 +28,8 @@ def command(file: str, as_json: bool, tensors: bool, plan: bool) -> None:
 
     FILE is a GGUF file; of a split model, any part.
     """
-    from qllama.model import describe_plan, missing_support
-
     from qllama.gguf import open_gguf
+    from qllama.model import describe_plan, missing_support
 
     if plan:
         click.echo(describe_plan(file))
@@ -142,9 +141,7 @@ def _tensor_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("parameters", f"{weights}, {facts['bits_per_weight']:.2f} bits each")]
     for name, type_ in facts["tensor_types"].items():
         count = f"{type_['count']} tensor{'s' * (type_['count'] > 1)}"
-        rows.append(
-            ("tensors" if len(rows) == 1 else "", f"{name:<8}{count:>12}{_size(type_['nbytes']):>14}")
-        )
+        rows.append(("tensors" if len(rows) == 1 else "", f"{name:<8}{count:>12}{_size(type_['nbytes']):>14}"))
     return rows
 
 

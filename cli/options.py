@@ -1,9 +1,10 @@
 """Options that several commands share. The sampler flags come from the samplers' own parameters."""
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import Field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -19,6 +20,38 @@ SAMPLER_OPTIONS = [f for f in OPTIONS.values() if f.name != "min_keep"]
 METAVARS: dict[type, str] = {dict: "TOKEN(+/-)BIAS", tuple: "TEXT", str: "TEXT"}
 
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
+
+
+MODEL_OPTIONS = (
+    click.option("-m", "--model", metavar="MODEL", help="The same as the argument MODEL."),
+    click.option("-c", "--ctx-size", "n_ctx", type=int, help="Context in tokens. [default: 0, the model's own]"),
+    click.option("-t", "--threads", "n_threads", type=int, help="Threads. [default: physical cores that may be used]"),
+    click.option("-b", "--batch-size", "n_batch", type=int, help="Tokens of a step. [default: 512]"),
+    click.option("-ctk", "--cache-type-k", "type_k", help="Type of the cached keys: f16 or f32. [default: f16]"),
+    click.option("-ctv", "--cache-type-v", "type_v", help="Type of the cached values. [default: that of the keys]"),
+)
+
+
+def model_options(command: F) -> F:
+    """Decorator: adds the options that say which model is loaded and how, as keywords of `qllama.LLM`.
+
+    The command's own argument `file` may name the model too.
+    """
+
+    @functools.wraps(command)
+    def collected(file: str | None, model: str | None, **kwargs: Any) -> Any:
+        if file is not None and model is not None:
+            raise InputError(f"two models are given: {file} and -m {model}")
+        kwargs["path"] = file if file is not None else model
+        if kwargs["n_ctx"] == 0:
+            kwargs["n_ctx"] = None
+        for name, default in (("n_batch", 512), ("type_k", "f16"), ("type_v", kwargs["type_k"] or "f16")):
+            kwargs[name] = default if kwargs[name] is None else kwargs[name]
+        return command(**kwargs)
+
+    for add in reversed(MODEL_OPTIONS):
+        collected = add(collected)
+    return cast(F, collected)
 
 
 def sampler_options(command: F) -> F:

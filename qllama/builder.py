@@ -11,7 +11,9 @@ from qllama.kernels.layouts import F32, LAYOUTS, Q8, attention_scratch
 from qllama.kv_cache import KVCache
 from qllama.plan import OUTPUTS, TOKENS, Buffer, Plan, Weight, padded_vector
 
-GRAIN = 96 << 10  # bytes of packed weights that a thread takes at a time: a few panels, at home in the second-level cache
+GRAIN = (
+    96 << 10
+)  # bytes of packed weights that a thread takes at a time: a few panels, at home in the second-level cache
 
 
 VECTOR_TYPES = {"F32"}  # of norms, biases and rope factors
@@ -41,15 +43,17 @@ class Tensors:
         return None
 
     def matrix(self, name: str, n_in: int, n_out: int) -> Weight:
-        """The matrix `name`, to be packed."""
+        """The matrix `name`, to be packed; a tied one is asked for twice."""
+        if name in self.weights:
+            return self.weights[name]
         tensor = self._take(name, (n_in, n_out))
         layout = LAYOUTS.get(tensor.type.name) if tensor else None
         if tensor and layout is None:
             self.problems.append(
-                f"tensor {name} has type {tensor.type.name}, which is not supported yet (supported: {', '.join(LAYOUTS)})"
+                f"tensor {name} has type {tensor.type.name}, not supported yet (supported: {', '.join(LAYOUTS)})"
             )
-        weight = Weight(name, layout or LAYOUTS["F32"], n_out, n_in)
-        return self.weights.setdefault(name, weight)
+        self.weights[name] = Weight(name, layout or LAYOUTS["F32"], n_out, n_in)
+        return self.weights[name]
 
     def vector(self, name: str, n: int) -> np.ndarray:
         """The float32 vector `name`, padded with zeros; zeros if there is a problem."""
@@ -65,7 +69,13 @@ class Builder:
     """Writes the plan of a decoder-only transformer, layer by layer."""
 
     def __init__(self, arch: Arch, hparams: HParams, tensors: Tensors, cache: KVCache, n_threads: int) -> None:
-        self.arch, self.hp, self.tensors, self.cache, self.n_threads = arch, hparams, tensors, cache, n_threads
+        self.arch, self.hp, self.tensors, self.cache, self.n_threads = (
+            arch,
+            hparams,
+            tensors,
+            cache,
+            n_threads,
+        )
         self.plan = Plan()
         self.n_q, self.n_kv = hparams.n_head * hparams.head_dim, hparams.n_head_kv * hparams.head_dim
 
@@ -91,7 +101,12 @@ class Builder:
         inv_freq, mscale = rope_frequencies(hp, factors)
         angles = self.plan.buffer("angles", hp.n_rot)
         self.plan.add(
-            "rope.table", inv_freq=inv_freq, mscale=float(mscale), out=angles, n_pair=hp.n_rot // 2, ld_out=angles.ld
+            "rope.table",
+            inv_freq=inv_freq,
+            mscale=float(mscale),
+            out=angles,
+            n_pair=hp.n_rot // 2,
+            ld_out=angles.ld,
         )
         return angles
 
@@ -158,7 +173,9 @@ class Builder:
     def matrix(self, name: str, n_in: int, n_out: int) -> Weight:
         return self.tensors.matrix(name, n_in, n_out)
 
-    def matmul(self, weight: Weight, inputs: dict[str, Buffer], out: Buffer, add: bool = False, meet: bool = True) -> None:
+    def matmul(
+        self, weight: Weight, inputs: dict[str, Buffer], out: Buffer, add: bool = False, meet: bool = True
+    ) -> None:
         """out = W x, or out += W x, with x in the form that the weight's layout reads."""
         layout, x = weight.layout, inputs[weight.layout.activation]
         n_panel = layout.panels(weight.n_out)
@@ -172,7 +189,13 @@ class Builder:
         """RMSNorm of x in every form that `readers` read."""
         n, plan, rows = self.hp.n_embd, self.plan, x.rows
         f32 = plan.buffer(_named(out, rows), n, rows)
-        common = {"x": x, "weight": self.tensors.vector(name, n), "n": n, "eps": self.hp.norm_rms_eps, "ld_x": x.ld}
+        common = {
+            "x": x,
+            "weight": self.tensors.vector(name, n),
+            "n": n,
+            "eps": self.hp.norm_rms_eps,
+            "ld_x": x.ld,
+        }
         if all(w.layout.activation == F32 for w in readers):
             plan.add("norm.rms_f32", rows=rows, **common, out=f32, ld_out=f32.ld)
             return {F32: f32}

@@ -1,5 +1,7 @@
-"""What this machine can do: its ISA, the cores this process may use, the memory that is left. The system is asked here only."""
+"""What this machine can do: its ISA, the cores this process may use, its memory. The system is asked here only."""
 
+import contextlib
+import mmap
 import os
 import platform
 import sys
@@ -134,7 +136,10 @@ def _quota() -> float:
         try:
             quota, period = (d / "cpu.max").read_text().split()[:2]
         except (OSError, ValueError):
-            quota, period = str(_number(d / "cpu.cfs_quota_us") or "max"), str(_number(d / "cpu.cfs_period_us") or 1)
+            quota, period = (
+                str(_number(d / "cpu.cfs_quota_us") or "max"),
+                str(_number(d / "cpu.cfs_period_us") or 1),
+            )
         if quota.isdigit() and int(quota) > 0 and int(period) > 0:
             best = min(best, int(quota) / int(period))
     return best
@@ -187,6 +192,20 @@ def _file_pages(cgroup: Path) -> int:
     except (OSError, ValueError):
         return 0
     return int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+
+
+def allocate(nbytes: int) -> mmap.mmap:
+    """Private zeroed memory, in huge pages where the system has them; pages become resident when they are written.
+
+    Raises OSError when there is none. (numpy.zeros would do, but says nothing of huge pages and may not return memory.)
+    """
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, max(1, nbytes))
+    memory = mmap.mmap(-1, max(1, nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 # ---- caches

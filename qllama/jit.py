@@ -48,6 +48,7 @@ class Kernel:
     name: str
     address: int
     fields: tuple[tuple[str, str], ...]
+    nbytes: int  # of the object file
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,11 @@ def _compile_all(names: list[str]) -> Iterator[Code]:
         with tempfile.TemporaryFile() as errors:
             for i in range(n):
                 p = subprocess.Popen(
-                    command + names[i::n], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, stderr=errors, env=environment
+                    command + names[i::n],
+                    stdout=subprocess.PIPE,
+                    stdin=subprocess.DEVNULL,
+                    stderr=errors,
+                    env=environment,
                 )
                 processes.append(p)
                 threading.Thread(target=_read_all, args=(p, done), daemon=True).start()
@@ -228,9 +233,18 @@ def cache_key() -> str:
     """Of all that decides what the machine code is."""
     key = hashlib.sha256()
     here = Path(__file__).resolve().parent
-    for path in [here / "jit.py", *sorted((here / "simd").glob("*.py")), *sorted((here / "kernels").glob("*.py"))]:
+    for path in [
+        here / "jit.py",
+        *sorted((here / "simd").glob("*.py")),
+        *sorted((here / "kernels").glob("*.py")),
+    ]:
         key.update(path.name.encode() + b"\0" + path.read_bytes())
-    parts = [sys.version, *(version(p) for p in ("numba", "llvmlite", "numpy")), cpu.isa().name, *cpu.llvm_target()]
+    parts = [
+        sys.version,
+        *(version(p) for p in ("numba", "llvmlite", "numpy")),
+        cpu.isa().name,
+        *cpu.llvm_target(),
+    ]
     key.update("\0".join(parts).encode())
     return key.hexdigest()[:24]
 
@@ -312,7 +326,7 @@ def _link(codes: Iterable[Code]) -> None:
         engine.add_object_file(binding.ObjectFileRef.from_data(code.object))
     engine.finalize_object()
     for code in codes:
-        _loaded[code.name] = Kernel(code.name, engine.get_function_address(code.name), code.fields)
+        _loaded[code.name] = Kernel(code.name, engine.get_function_address(code.name), code.fields, len(code.object))
 
 
 def load(names: Iterable[str], progress: Callable[[int, int], None] | None = None) -> dict[str, Kernel]:

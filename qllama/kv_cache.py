@@ -1,9 +1,8 @@
-"""The key-value cache: blocks of 256 positions for all layers, made as tokens come. The layout inside is attention.py's."""
-
-import mmap
+"""The key-value cache: blocks of 256 positions for all layers, made as tokens come. attention.py knows their layout."""
 
 import numpy as np
 
+from qllama import cpu
 from qllama.errors import InputError, QllamaError
 from qllama.kernels.layouts import POSITIONS, padded
 
@@ -46,10 +45,12 @@ class KVCache:
         assert n_positions <= self.n_ctx
         while len(self._blocks) * POSITIONS < n_positions:
             try:
-                block = np.frombuffer(mmap.mmap(-1, self.block_bytes), np.uint8)
+                block = np.frombuffer(cpu.allocate(self.block_bytes), np.uint8)
             except OSError as error:
                 have = len(self._blocks) * POSITIONS
-                raise QllamaError(f"out of memory at context position {have}: no {self.block_bytes} bytes more") from error
+                raise QllamaError(
+                    f"out of memory at context position {have}: no {self.block_bytes} bytes more"
+                ) from error
             self.table[len(self._blocks)] = block.ctypes.data
             self._blocks.append(block)
 

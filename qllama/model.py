@@ -3,6 +3,7 @@
 Token ids in, logits out. Text and sampling are other modules' business.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from qllama.builder import Builder, Tensors
 from qllama.errors import FileError, InputError, QllamaError, printable
 from qllama.gguf import GGUF, open_gguf
 from qllama.hparams import HParams
-from qllama.kernels.layouts import POSITIONS
-from qllama.kv_cache import KVCache
+from qllama.kernels.layouts import LAYOUTS, POSITIONS
+from qllama.kv_cache import KVCache, element_bytes
 from qllama.plan import BoundPlan, Plan
 from qllama.team import KERNELS as TEAM_KERNELS
 from qllama.team import Team
@@ -74,6 +75,29 @@ def kernel_names(declared: Declared) -> set[str]:
     return declared.plan.kernels() | weights.pack_kernels(declared.tensors.weights.values()) | set(TEAM_KERNELS)
 
 
+def warm_up(
+    path: Path | None, kv_kind: str = "f16", progress: Callable[[int, int], None] | None = None
+) -> list[tuple[str, int]]:
+    """Compile what a file needs (None: what every supported file needs); returns (kernel, bytes of its code)."""
+    if path is None:
+        names = {f"{layout.kernels}.{k}" for layout in LAYOUTS.values() for k in ("pack", "matmul", "lookup")}
+        names |= {
+            "norm.rms_f32",
+            "norm.rms_q8",
+            "ffn.swiglu_f32",
+            "ffn.swiglu_q8",
+            "ffn.quantize",
+            "ffn.add_bias",
+        }
+        names |= {"ffn.last_rows", "rope.table", "rope.interleaved", *TEAM_KERNELS}
+        element_bytes(kv_kind)
+        names |= {f"attention.{kv_kind}", f"attention.store_{kv_kind}"}
+    else:
+        with open_gguf(path) as gguf:
+            names = kernel_names(_checked(declare(gguf, kv_kind=kv_kind), gguf))
+    return sorted((k.name, k.nbytes) for k in jit.load(names, progress).values())
+
+
 def _checked(declared: Declared, gguf: GGUF) -> Declared:
     problems = declared.tensors.problems
     if problems:
@@ -93,25 +117,27 @@ class Progress:
 class Model:
     """A model ready to run; one conversation at a time. Not to be used by two threads at once.
 
+    source: a file's path, or an opened one, which stays open and is no longer needed afterwards.
     n_ctx None takes the context of training, or what memory allows; a wished one that does not fit is refused.
     n_threads None takes the physical cores this process may use. n_batch is the most tokens of a step.
     """
 
     def __init__(
-        self, path: Path, n_ctx: int | None = None, n_threads: int | None = None, n_batch: int = N_BATCH,
+        self, source: GGUF | Path, n_ctx: int | None = None, n_threads: int | None = None, n_batch: int = N_BATCH,
         kv_kind: str = "f16", progress: Progress | None = None,
     ) -> None:  # fmt: skip
         progress = progress or Progress()
         n_threads = _in_range("threads", cpu.default_threads() if n_threads is None else n_threads, cpu.max_threads())
         self.n_batch = _in_range("batch size", n_batch, 1 << 16)
-        with open_gguf(path) as gguf:
+        opened = contextlib.nullcontext(source) if isinstance(source, GGUF) else open_gguf(source)
+        with opened as gguf:
             self.n_ctx = self._fitting_context(gguf, n_ctx, kv_kind, n_threads)
             declared = _checked(declare(gguf, self.n_ctx, kv_kind, n_threads), gguf)
             kernels = jit.load(kernel_names(declared), progress.kernels)
             self.team = Team(n_threads)
             packed = list(declared.tensors.weights.values())
             self._memory = weights.pack(gguf, packed, self.team, progress.weights)
-        self.path, self.hparams, self.warnings = str(path), declared.hparams, declared.warnings
+            self.path, self.hparams, self.warnings = gguf.path, declared.hparams, declared.warnings
         self.plan, self.cache = declared.plan, declared.cache
         self.n_batch = min(self.n_batch, self.n_ctx)
         self._bound = BoundPlan(declared.plan, self.n_batch, kernels)

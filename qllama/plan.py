@@ -1,17 +1,16 @@
 """A plan: the flat list of operations that computes a step, over named activation buffers. Plain data, printable.
 
-Building a plan touches neither weights nor kernels; `bind` gives its buffers memory and turns it into a tape for the team.
+Building a plan touches neither weights nor kernels; a BoundPlan gives its buffers memory and is a tape for the team.
 What the operations mean is the kernels' business, which of them a model needs is qllama.model's.
 """
 
-import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from qllama import jit
+from qllama import cpu, jit
 from qllama.kernels.layouts import F32, PANEL, Layout, row_bytes
 from qllama.team import aligned
 
@@ -120,7 +119,7 @@ class BoundPlan:
         self.plan, self.n_rows = plan, n_rows
         self.step = aligned(len(jit.STEP), np.int64)
         # Anonymous memory: rows that are never used never become resident.
-        self._arena = np.frombuffer(mmap.mmap(-1, plan.nbytes(n_rows) + GUARD), np.uint8)
+        self._arena = np.frombuffer(cpu.allocate(plan.nbytes(n_rows) + GUARD), np.uint8)
         self._at: dict[str, int] = {}
         at = self._arena.ctypes.data
         for b in plan.buffers.values():
@@ -135,7 +134,9 @@ class BoundPlan:
             self.arguments[i, jit.ROWS] = 8 * jit.STEP.index(op.rows)
             for j, (name, kind) in enumerate(kernel.fields):
                 self.arguments[i, jit.FIELDS + j] = self._word(op.args[name], kind)
-            assert len(op.args) == len(kernel.fields), f"{op.kernel} takes {[n for n, _ in kernel.fields]}, got {list(op.args)}"
+            assert len(op.args) == len(kernel.fields), (
+                f"{op.kernel} takes {[n for n, _ in kernel.fields]}, got {list(op.args)}"
+            )
             self.tape[i] = kernel.address, self.arguments[i].ctypes.data, op.meet
 
     def _word(self, value: Argument, kind: str) -> int:

@@ -45,7 +45,11 @@ class Team:
         if not self._threads:
             self._start()
         arguments[:, jit.COUNTER] = 0
-        for at, value in ((ctl.TAPE, tape.ctypes.data), (ctl.N_OPS, len(tape)), (ctl.STEP_AT, step.ctypes.data)):
+        for at, value in (
+            (ctl.TAPE, tape.ctypes.data),
+            (ctl.N_OPS, len(tape)),
+            (ctl.STEP_AT, step.ctypes.data),
+        ):
             self._set(at, value)
         self._set(ctl.INDEX, 0)
         self._set(ctl.FAILED, 0)

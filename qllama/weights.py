@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from qllama import jit
+from qllama import cpu, jit
 from qllama.errors import QllamaError
 from qllama.gguf import GGUF
 from qllama.kernels.layouts import PANEL
@@ -33,12 +33,9 @@ def pack(gguf: GGUF, weights: list[Weight], team: Team, progress: Progress | Non
     """
     need = total_bytes(weights)
     try:
-        memory = mmap.mmap(-1, max(1, need))
+        arena = np.frombuffer(cpu.allocate(need), np.uint8)
     except OSError as error:
         raise QllamaError(f"out of memory: the weights need {need} bytes") from error
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    arena = np.frombuffer(memory, np.uint8)
     kernels = jit.load(pack_kernels(weights))
     at, done, total = arena.ctypes.data, 0, sum(gguf.tensors[w.name].nbytes for w in weights)
     for weight in weights:
@@ -68,9 +65,13 @@ def _pack_one(gguf: GGUF, weight: Weight, team: Team, kernels: dict[str, jit.Ker
         rows = source[start : start + height * row_bytes]
         plan = Plan()
         plan.add(
-            f"{weight.layout.kernels}.pack", src=rows, dst=weight.address + first * weight.layout.panel_bytes(weight.n_in),
-            height=height, n_block=weight.n_block, n_panel=panels,
-        )  # fmt: skip
+            f"{weight.layout.kernels}.pack",
+            src=rows,
+            dst=weight.address + first * weight.layout.panel_bytes(weight.n_in),
+            height=height,
+            n_block=weight.n_block,
+            n_panel=panels,
+        )
         bound = BoundPlan(plan, 0, kernels)
         team.run(bound.tape, bound.arguments, bound.step)
         _release(gguf, weight.name, start, len(rows))

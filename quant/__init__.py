@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from qllama.quant import floats, q4_0, q6_k, q8_0
 
 from qllama.errors import InputError
 from qllama.ggml import BY_NAME
+from qllama.quant import floats, q4_0, q6_k, q8_0
 
 
 class Format(NamedTuple):
@@ -37,9 +37,7 @@ FORMATS: dict[str, Format] = {
 PIECE = 1 << 18  # values encoded at a time: the temporaries stay in cache, and small beside a large tensor
 
 
-def dequantize(
-    blocks: np.ndarray | bytes, type_name: str, shape: tuple[int, ...] | None = None
-) -> np.ndarray:
+def dequantize(blocks: np.ndarray | bytes, type_name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """The float32 values of `blocks` (uint8, any shape), flat or in `shape`.
 
     Raises InputError for a type that is not implemented, a broken block, or values that do not fill `shape`.

@@ -10,6 +10,7 @@ import numpy as np
 from conftest import shared
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize as gguf_dequantize
+
 from qllama.quant import quantize
 
 ARCHITECTURE = "general.architecture"

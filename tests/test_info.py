@@ -7,6 +7,7 @@ import types
 import gguf_maker as make
 import pytest
 from conftest import shared
+
 from qllama.cli import main
 
 

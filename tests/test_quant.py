@@ -8,11 +8,11 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize as gguf_dequantize
 from gguf.quants import quantize as gguf_quantize
-from qllama.quant import FORMATS, PIECE, dequantize, quantize
 from quant_files import dequantized_copy, encoded, quantized_model, recorded
 
 from qllama.errors import InputError
 from qllama.ggml import BY_NAME
+from qllama.quant import FORMATS, PIECE, dequantize, quantize
 
 WRITTEN_BY_GGUF_PY = ["F32", "F16", "BF16", "Q4_0", "Q8_0"]
 

@@ -18,7 +18,7 @@ from record_samplers import MIROSTAT_SHAPES, logits_of
 from qllama.errors import FileError, InputError, QllamaError
 from qllama.sampling.candidates import GROUP, Candidates
 from qllama.sampling.chain import SamplerChain
-from qllama.sampling.dry import breaker_tails, z_lengths
+from qllama.sampling.dry import breaker_tails, since_breaker, z_lengths
 from qllama.sampling.order import OPTIONS, build, parameters, with_file_defaults
 from qllama.sampling.samplers import SAMPLERS, Mirostat, State
 
@@ -207,6 +207,25 @@ def test_top_p_on_a_large_vocabulary(flatness: float) -> None:
     assert left_by(["top_p"], {"top_p": 0.9}, logits, []).keys() == set(order[:n].tolist())
 
 
+def test_a_sum_that_is_met_exactly() -> None:
+    """Top-p stops at the token that reaches the sum, typical at the one that exceeds it."""
+    equal = np.zeros(4, dtype=np.float32)
+    assert left_by(["top_p"], {"top_p": 0.5}, equal, []).keys() == {0, 1}
+    assert left_by(["typ_p"], {"typical_p": 0.5}, equal, []).keys() == {0, 1, 2}
+
+
+def test_min_keep_above_what_top_p_sorts_first() -> None:
+    logits = 3 * logits_of(7, 20000, "wide")
+    assert len(left_by(["top_p"], {"top_p": 0.5, "min_keep": 300}, logits, [])) == 300
+
+
+@pytest.mark.parametrize(("min_keep", "left"), [(2, {2, 3}), (3, {0, 1, 2, 3})])
+def test_xtc_spares_the_choices_if_too_few_are_left(min_keep: int, left: set[int]) -> None:
+    logits = np.array([3, 2, 1, -1], dtype=np.float32)  # three probabilities are 0.09 or more
+    options = {"xtc_probability": 1.0, "xtc_threshold": 0.05, "min_keep": min_keep}
+    assert left_by(["xtc"], options, logits, []).keys() == left
+
+
 def test_min_keep_beyond_the_vocabulary_keeps_it() -> None:
     for name in ("top_p", "min_p", "typ_p", "xtc"):
         options = {"top_p": 0.1, "min_p": 0.9, "typical_p": 0.1, "xtc_probability": 1.0, "min_keep": 9999}
@@ -254,6 +273,14 @@ def test_dry_breaker_in_one_token_is_never_penalized() -> None:
     zeros, history = np.zeros(512, dtype=np.float32), [300, 301, 302, colon, 300, 301, 302]
     assert left_by(["dry"], options, zeros, history)[colon] == 0
     assert left_by(["dry"], DRY, zeros, history)[colon] == pytest.approx(-1.75)
+
+
+def test_dry_takes_the_longest_breaker_that_begins_with_a_token() -> None:
+    tails = {5: {(), (6,), (6, 7), (8,)}}
+    assert since_breaker([1, 2, 5], tails) == 2
+    assert since_breaker([1, 2, 6, 5], tails) == 2
+    assert since_breaker([1, 7, 6, 5, 5], tails) == 1
+    assert since_breaker([1, 2, 3], tails) == 3
 
 
 def test_dry_needs_a_tokenizer_for_breakers_only() -> None:
@@ -398,7 +425,7 @@ REFUSED = [
     ("temp", 10**400, "needed a finite number"),
     ("temp", "warm", "found 'warm'"),
     ("top_k", 2.5, "found 2.5, needed a whole number from -1 to 2147483647"),
-    ("top_k", math.nan, "found nan"),
+    ("top_k", True, "found True, needed a whole number"),
     ("seed", 2**32, "needed a whole number from -1 to 4294967295"),
     ("repeat_penalty", 0, "needed a finite number, more than 0"),
     ("repeat_last_n", -2, "found -2"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import shared
+
 from qllama.cli import main
 
 

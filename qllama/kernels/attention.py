@@ -18,8 +18,29 @@ from qllama.kernels.layouts import ATTENTION_ROWS, POSITIONS
 from qllama.kernels.rows import take
 from qllama.kernels.tiles import TILE
 from qllama.simd import (
-    add, add_i32, fma, lane_ids, load_f16x16, load_f32, load_f32x16, load_i64, max_lanes, maximum, mul, select_below,
-    splat_f32, splat_i32, store_f16, store_f16x16, store_f32, store_f32x16, sub, sum_lanes, tile, tile_fma, tile_store,
+    add,
+    add_i32,
+    fma,
+    lane_ids,
+    load_f16x16,
+    load_f32,
+    load_f32x16,
+    load_i64,
+    max_lanes,
+    maximum,
+    mul,
+    select_below,
+    splat_f32,
+    splat_i32,
+    store_f16,
+    store_f16x16,
+    store_f32,
+    store_f32x16,
+    sub,
+    sum_lanes,
+    tile,
+    tile_fma,
+    tile_store,
 )  # fmt: skip
 
 SCORES = POSITIONS * 4  # bytes of one row of scores
@@ -117,7 +138,15 @@ def attention_kernels(name: str, size: int, load: Any, store: Any, store_vector:
             block = load_i64(kv_blocks + 8 * piece)
             n = min(last + 1 - piece * POSITIONS, POSITIONS)
             for r in range(0, n_tile_row, TILE):
-                scores_tile(tile(TILE), block + k_at, q + 4 * r * head_dim, 4 * head_dim, scores + r * SCORES, head_dim, n)
+                scores_tile(
+                    tile(TILE),
+                    block + k_at,
+                    q + 4 * r * head_dim,
+                    4 * head_dim,
+                    scores + r * SCORES,
+                    head_dim,
+                    n,
+                )
             for r in range(n_row):
                 visible = min(position + r // group + 1 - piece * POSITIONS, POSITIONS)
                 m, total = softmax_piece(scores + r * SCORES, max(visible, 0))
@@ -136,8 +165,8 @@ def attention_kernels(name: str, size: int, load: Any, store: Any, store_vector:
                 store_f32x16(at, mul(load_f32x16(at), splat_f32(inverse)))
 
     def attention(
-        job, tid, n_rows, n_past, kv_blocks, q, out, scratch, ld_scratch, scale: float, n_head_kv, group, head_dim, width,
-        k_at, v_at, ld_q, ld_out,
+        job, tid, n_rows, n_past, kv_blocks, q, out, scratch, ld_scratch, scale: float, n_head_kv, group, head_dim,
+        width, k_at, v_at, ld_q, ld_out,
     ):  # fmt: skip
         """Items are (tile of tokens, key-value head): the keys and values of a head are read once for its group."""
         per_item = max(1, ATTENTION_ROWS // group)

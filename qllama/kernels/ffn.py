@@ -3,8 +3,8 @@
 import numpy as np
 
 from qllama.jit import function, kernel
-from qllama.kernels.layouts import BLOCK_Q8
 from qllama.kernels.exp import exp
+from qllama.kernels.layouts import BLOCK_Q8
 from qllama.kernels.quants import quantize_block, quantize_row
 from qllama.kernels.rows import take
 from qllama.simd import add, div, load_f32x16, mul, splat_f32, store_f32x16, sub

@@ -6,8 +6,18 @@ from qllama.kernels.layouts import LAYOUTS
 from qllama.kernels.matmul import finish, function, layout_kernels
 from qllama.kernels.tiles import TILE_F32
 from qllama.simd import (
-    load_bf16x16, load_f16, load_f16x16, load_f32, load_f32x16, load_i32, load_u16, store_f32, store_i32, store_u16,
-    load_bf16, tile_fma,
+    load_bf16,
+    load_bf16x16,
+    load_f16,
+    load_f16x16,
+    load_f32,
+    load_f32x16,
+    load_i32,
+    load_u16,
+    store_f32,
+    store_i32,
+    store_u16,
+    tile_fma,
 )  # fmt: skip
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from qllama.jit import function, register
 from qllama.kernels.layouts import LAYOUTS, PANEL
 from qllama.kernels.rows import take
-from qllama.kernels.rows import take
 from qllama.simd import load_i32, tile, tile_add_to, tile_store
 
 
@@ -62,7 +61,16 @@ def _matmul(times: Any, tokens: int, packed_bytes: int) -> Callable[..., Any]:
             while t + tokens <= n_rows:
                 for p in range(first, last):
                     to = out + t * ld_out + p * PANEL * 4
-                    times(tile(tokens), w + p * n_block * packed_bytes, x + t * ld_x, ld_x, to, ld_out, n_block, add)
+                    times(
+                        tile(tokens),
+                        w + p * n_block * packed_bytes,
+                        x + t * ld_x,
+                        ld_x,
+                        to,
+                        ld_out,
+                        n_block,
+                        add,
+                    )
                 t += tokens
             while t < n_rows:
                 for p in range(first, last):

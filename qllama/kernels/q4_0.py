@@ -10,8 +10,20 @@ from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS
 from qllama.kernels.matmul import finish, function, layout_kernels
 from qllama.kernels.tiles import TILE
 from qllama.simd import (
-    high_nibbles, load_f16, load_f16x16, load_i8x64, load_i32, load_u8, load_u16, low_nibbles, store_f32, store_i32,
-    store_u16, tile_dot_small, tile_scale, tile_splat_i32,
+    high_nibbles,
+    load_f16,
+    load_f16x16,
+    load_i8x64,
+    load_i32,
+    load_u8,
+    load_u16,
+    low_nibbles,
+    store_f32,
+    store_i32,
+    store_u16,
+    tile_dot_small,
+    tile_scale,
+    tile_splat_i32,
 )  # fmt: skip
 
 HALF = 16 * 2 + 4 * 64

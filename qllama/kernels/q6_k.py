@@ -1,8 +1,8 @@
 """Q6_K: w = d * scale * (q - 32), superblocks of 256 with an int8 scale per 16 columns.
 
-Packed block: for each half of 16 rows, 16 d f16, 16 x 16 scales int8, then for each 32 columns 4 vectors of low nibbles
-(as Q4_0's) and 2 vectors of upper bits: bits 0-1, 2-3, 4-5, 6-7 of byte 4r+i of vector m belong to columns 8m+i, 8m+4+i,
-16+8m+i, 16+8m+4+i of row r.
+Packed block: for each half of 16 rows, 16 d f16, 16 x 16 scales int8, then for each 32 columns 4 vectors of low
+nibbles (as Q4_0's) and 2 vectors of upper bits: bits 0-1, 2-3, 4-5, 6-7 of byte 4r+i of vector m belong to columns
+8m+i, 8m+4+i, 16+8m+i, 16+8m+4+i of row r.
 """
 
 import numpy as np
@@ -11,8 +11,25 @@ from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS
 from qllama.kernels.matmul import finish, function, layout_kernels
 from qllama.kernels.tiles import TILE
 from qllama.simd import (
-    high_nibbles, load_f16, load_f16x16, load_i8x16_f32, load_i8x64, load_u8, load_u16, low_nibbles, mul, or_i8,
-    store_f32, store_u8, store_u16, tile_dot_small, tile_scale, tile_shl, tile_splat_i32, tile_sub_i32, upper_bits,
+    high_nibbles,
+    load_f16,
+    load_f16x16,
+    load_i8x16_f32,
+    load_i8x64,
+    load_u8,
+    load_u16,
+    low_nibbles,
+    mul,
+    or_i8,
+    store_f32,
+    store_u8,
+    store_u16,
+    tile_dot_small,
+    tile_scale,
+    tile_shl,
+    tile_splat_i32,
+    tile_sub_i32,
+    upper_bits,
 )  # fmt: skip
 
 SCALES, QUANTS, BLOCK32 = 32, 32 + 256, 6 * 64

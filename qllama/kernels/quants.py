@@ -1,12 +1,22 @@
 """Activations to int8, in blocks of 32 (the block's layout is in layouts.py)."""
 
+import numpy as np
+
 from qllama.jit import function
 from qllama.kernels.layouts import BLOCK_Q8
 from qllama.simd import (
-    absolute, load_f32x16, max_lanes, maximum, mul, round_i32, splat_f32, store_f32, store_i8x16, store_i32,
+    absolute,
+    load_f32x16,
+    max_lanes,
+    maximum,
+    mul,
+    round_i32,
+    splat_f32,
+    store_f32,
+    store_i8x16,
+    store_i32,
     sum_lanes_i32,
 )  # fmt: skip
-import numpy as np
 
 TINY = np.float32(1e-30)  # below it a block is zero: 127 / amax would overflow
 

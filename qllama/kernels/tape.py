@@ -6,9 +6,31 @@ to the next meeting are a group: they are independent, and a thread goes on to t
 
 from qllama.jit import COUNTER, function, kernel
 from qllama.kernels.ctl import (
-    ARRIVED, FAILED, GENERATION, INDEX, JOB, LEFT, N_OPS, N_THREADS, PAUSE, SLEEPERS, STEP_AT, STOP, TAPE,
+    ARRIVED,
+    FAILED,
+    GENERATION,
+    INDEX,
+    JOB,
+    LEFT,
+    N_OPS,
+    N_THREADS,
+    PAUSE,
+    SLEEPERS,
+    STEP_AT,
+    STOP,
+    TAPE,
 )  # fmt: skip
-from qllama.simd import atomic_add, atomic_exchange, atomic_load, atomic_store, call_kernel, load_i64, pause, store_i64, yield_core
+from qllama.simd import (
+    atomic_add,
+    atomic_exchange,
+    atomic_load,
+    atomic_store,
+    call_kernel,
+    load_i64,
+    pause,
+    store_i64,
+    yield_core,
+)
 
 SPINS = 2000  # about 50 us; then the core is offered to others, as a team larger than the machine needs
 IDLE_SPINS = 20000  # about a millisecond of waiting for the next step, then a worker sleeps in Python

@@ -122,8 +122,8 @@ class Candidates:
 
     def draw(self, u: float) -> int:
         """The position chosen by `u`, uniform in [0, 1); one of probability 0 is never chosen."""
-        total = self.weights().cumsum()
-        return int(min(total.searchsorted(total[-1] * u, side="right"), total.searchsorted(total[-1])))
+        sums = self.weights().cumsum()
+        return int(sums.searchsorted(sums[-1] * u, side="right"))
 
 
 def _floor(logits: np.ndarray, k: int) -> float:

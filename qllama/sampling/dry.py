@@ -19,9 +19,7 @@ class Tokenizer(Protocol):
     """What is asked of a tokenizer."""
 
     def token_bytes(self, id: int, special: bool = False) -> bytes: ...
-    def encode(
-        self, text: str | bytes, add_special: bool = True, parse_special: bool = True
-    ) -> list[int]: ...
+    def encode(self, text: str | bytes, add_special: bool = True, parse_special: bool = True) -> list[int]: ...
 
 
 def breaker_tails(breakers: Sequence[str], n_vocab: int, tokenizer: Tokenizer | None) -> Tails:
@@ -32,18 +30,14 @@ def breaker_tails(breakers: Sequence[str], n_vocab: int, tokenizer: Tokenizer | 
     if not breakers:
         return {}
     if tokenizer is None:
-        raise InputError(
-            "--dry-sequence-breaker: found no tokenizer, needed one to find the breakers in tokens"
-        )
+        raise InputError("--dry-sequence-breaker: found no tokenizer, needed one to look for breakers")
     texts = [tokenizer.token_bytes(token, special=True) for token in range(n_vocab)]
     tails: Tails = {}
     for breaker in (text.encode(errors="surrogatepass") for text in breakers):
         rests = {breaker[:i]: _rest(breaker[i:], tokenizer) for i in range(1, len(breaker))}
         for token, text in enumerate(texts):
-            found = (
-                {()} if breaker in text else {rest for start, rest in rests.items() if text.endswith(start)}
-            )
-            if found:
+            begun = {rest for start, rest in rests.items() if text.endswith(start)}
+            if found := {()} if breaker in text else begun:
                 tails.setdefault(token, set()).update(found)
     return tails
 
@@ -55,12 +49,14 @@ def _rest(text: bytes, tokenizer: Tokenizer) -> tuple[int, ...]:
 def since_breaker(backwards: Sequence[int], tails: Tails) -> int:
     """How many of the latest tokens (`backwards`: newest first) come after the latest breaker."""
     for i, token in enumerate(backwards):
-        followed = [
-            len(t) for t in tails.get(token, ()) if len(t) <= i and list(t) == backwards[i - len(t) : i][::-1]
-        ]
+        followed = [len(t) for t in tails.get(token, ()) if _follow(t, backwards, i)]
         if followed:
             return i - max(followed)
     return len(backwards)
+
+
+def _follow(tail: tuple[int, ...], backwards: Sequence[int], i: int) -> bool:
+    return tuple(backwards[max(0, i - len(tail)) : i][::-1]) == tail
 
 
 def z_lengths(tokens: Sequence[int]) -> list[int]:
@@ -82,8 +78,6 @@ def continuations(recent: list[int], tails: Tails, allowed: int) -> dict[int, in
     backwards = recent[::-1]
     limit = since_breaker(backwards, tails)
     longest: dict[int, int] = {}
-    if len(recent) <= allowed or limit < allowed:
-        return longest
     for following, z in zip(backwards, z_lengths(backwards)[1:], strict=False):
         length = min(z, limit)
         if length >= allowed and () not in tails.get(following, ()):

@@ -31,9 +31,7 @@ def _names(samplers: str) -> list[str]:
     return [ALIASES.get(word, word) for word in words]
 
 
-NAMES = Need(
-    f"samplers of {DEFAULT_ORDER}", lambda v: isinstance(v, str) and set(_names(v)) <= set(LETTERS.values())
-)
+NAMES = Need(f"samplers of {DEFAULT_ORDER}", lambda v: isinstance(v, str) and set(_names(v)) <= set(LETTERS.values()))
 SEQUENCE = Need(f"letters of {''.join(LETTERS)}", lambda v: isinstance(v, str) and set(v) <= set(LETTERS))
 
 
@@ -51,6 +49,8 @@ class Order(Parameters):
 
 
 OPTIONS: dict[str, Field] = {f.name: f for cls in (*SAMPLERS.values(), Order) for f in fields(cls)}
+
+FILE_KEYS = {name: "general.sampling." + f.metadata["gguf"] for name, f in OPTIONS.items() if f.metadata["gguf"]}
 
 
 def parameters(cls: type[Parameters], options: Mapping[str, Any]) -> Any:
@@ -97,10 +97,10 @@ def with_file_defaults(options: Mapping[str, Any], metadata: Metadata) -> dict[s
     Raises FileError for a recommendation that cannot be used.
     """
     taken = dict(options)
-    for name, f in OPTIONS.items():
-        key, need = f"general.sampling.{f.metadata['gguf']}", f.metadata["need"]
+    for name, key in FILE_KEYS.items():
         if name in options or key not in metadata or (name == "samplers" and "sampler_seq" in options):
             continue
+        need = OPTIONS[name].metadata["need"]
         if not need.met(metadata[key]):
             raise metadata.error(key, f"must be {need.text}")
         taken[name] = metadata[key]

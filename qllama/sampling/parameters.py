@@ -35,7 +35,7 @@ def number(low: float = -MAX, high: float = MAX, above: float = -math.inf) -> Ne
 
 
 def _is(v: Any, kind: Any) -> bool:
-    return isinstance(v, kind)  # NumPy's scalars count too
+    return isinstance(v, kind) and not isinstance(v, bool)
 
 
 def _is_bias(v: Any) -> bool:

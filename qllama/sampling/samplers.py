@@ -66,9 +66,7 @@ class Sampler(Parameters, ABC):
 class LogitBias(Sampler):
     """Adds to the logits of chosen tokens; -inf forbids one."""
 
-    logit_bias: Mapping[int, float] = option(
-        {}, BIAS, "make a token likelier (15043+1) or forbid it (15043-inf)", "-l"
-    )
+    logit_bias: Mapping[int, float] = option({}, BIAS, "make a token likelier (15043+1) or forbid it (15043-inf)", "-l")
 
     @property
     def idle(self) -> bool:
@@ -87,9 +85,7 @@ class Penalties(Sampler):
     """Makes tokens of the recent text less likely: by a factor, per occurrence, and for having occurred."""
 
     letter = "e"
-    repeat_last_n: int = option(
-        64, whole(-1), "tokens that penalties look back on, -1 = all", gguf="penalty_last_n"
-    )
+    repeat_last_n: int = option(64, whole(-1), "tokens that penalties look back on, -1 = all", gguf="penalty_last_n")
     repeat_penalty: float = option(
         1.0, number(above=0), "penalty for repeated tokens, 1.0 = off", gguf="penalty_repeat"
     )
@@ -149,9 +145,7 @@ class TopNSigma(Sampler):
     """Keeps the logits within n standard deviations of the largest (arxiv.org/abs/2411.07641)."""
 
     letter, keeps_best = "s", True
-    top_n_sigma: float = option(
-        -1.0, number(), "keep logits within N standard deviations of the best", "--top-nsigma"
-    )
+    top_n_sigma: float = option(-1.0, number(), "keep logits within N standard deviations of the best", "--top-nsigma")
 
     @property
     def idle(self) -> bool:
@@ -181,9 +175,7 @@ class Typical(Sampler):
     """Keeps the tokens closest to the expected surprise, up to a sum (arxiv.org/abs/2202.00666)."""
 
     letter = "y"
-    typical_p: float = option(
-        1.0, number(0, 1), "locally typical sampling with this sum, 1.0 = off", "--typical"
-    )
+    typical_p: float = option(1.0, number(0, 1), "locally typical sampling with this sum, 1.0 = off", "--typical")
 
     @property
     def idle(self) -> bool:
@@ -202,9 +194,7 @@ class TopP(Sampler):
     """Keeps the likeliest tokens up to a sum of probabilities, the one that reaches it included."""
 
     letter, keeps_best = "p", True
-    top_p: float = option(
-        0.95, number(0, 1), "keep the likeliest tokens up to this sum, 1.0 = all", gguf="top_p"
-    )
+    top_p: float = option(0.95, number(0, 1), "keep the likeliest tokens up to this sum, 1.0 = all", gguf="top_p")
 
     @property
     def idle(self) -> bool:
@@ -225,9 +215,7 @@ class MinP(Sampler):
     """Keeps the tokens that are not much less likely than the likeliest (arxiv.org/abs/2407.01082)."""
 
     letter, keeps_best = "m", True
-    min_p: float = option(
-        0.05, number(0, 1), "keep tokens with this share of the best one's probability", gguf="min_p"
-    )
+    min_p: float = option(0.05, number(0, 1), "keep tokens with this share of the best one's probability", gguf="min_p")
 
     @property
     def idle(self) -> bool:
@@ -273,9 +261,7 @@ class Temperature(Sampler):
     """
 
     letter = "t"
-    temp: float = option(
-        0.8, number(), "temperature, 0 = always the likeliest token", "--temperature", gguf="temp"
-    )
+    temp: float = option(0.8, number(), "temperature, 0 = always the likeliest token", "--temperature", gguf="temp")
     dynatemp_range: float = option(0.0, number(0), "let the temperature vary by this much, 0.0 = off")
     dynatemp_exp: float = option(1.0, number(0), "exponent of the varying temperature")
 
@@ -299,9 +285,7 @@ class Mirostat(Sampler):
         0, whole(0, 2), "0 = off, 1 = Mirostat, 2 = Mirostat 2.0, instead of top-k etc.", gguf="mirostat"
     )
     mirostat_lr: float = option(0.1, number(0), "Mirostat's learning rate, eta", gguf="mirostat_eta")
-    mirostat_ent: float = option(
-        5.0, number(0), "Mirostat's target surprise in bits, tau", gguf="mirostat_tau"
-    )
+    mirostat_ent: float = option(5.0, number(0), "Mirostat's target surprise in bits, tau", gguf="mirostat_tau")
 
     def start(self, state: State) -> None:
         state.mu = 2 * self.mirostat_ent

@@ -1,5 +1,6 @@
 """The vocabulary in plain LLVM IR: what every machine does alike. What differs is `target`'s."""
 
+import time as _time
 from typing import Any
 
 from llvmlite import ir
@@ -7,13 +8,21 @@ from numba import types
 from numba.extending import intrinsic
 
 from qllama.simd.build import (
-    I32, I64, addr, call, const, load_splat, offset, pointer, primitive, splat, tile_primitive,
+    I32,
+    I64,
+    addr,
+    call,
+    const,
+    load_splat,
+    offset,
+    pointer,
+    primitive,
+    splat,
+    tile_primitive,
 )  # fmt: skip
 from qllama.simd.generic import one_half
 from qllama.simd.target import target
 from qllama.simd.types import LANE, Tile, f32x16, i8x64, i32x16, vector
-
-import time as _time
 
 _CLOCK_MONOTONIC = _time.CLOCK_MONOTONIC if hasattr(_time, "CLOCK_MONOTONIC") else 1
 i32, i64, f32 = types.int32, types.int64, types.float32
@@ -318,14 +327,17 @@ def _activations(b: ir.IRBuilder, base: ir.Value, stride: ir.Value, i: int) -> i
 def tile_dot_small(b, t, acc: tile_i32, w: i8x64, base: addr, stride: addr) -> tile_i32:  # type: ignore[valid-type]
     """acc + w . activations for 16 rows x 4 columns; weights 0..127."""
     return array_of(
-        b, [target.dot_small(b, b.extract_value(acc, i), w, _activations(b, base, stride, i)) for i in range(t)]
+        b,
+        [target.dot_small(b, b.extract_value(acc, i), w, _activations(b, base, stride, i)) for i in range(t)],
     )
 
 
 @tile_primitive
 def tile_dot_8(b, t, acc: tile_i32, w: i8x64, base: addr, stride: addr) -> tile_i32:  # type: ignore[valid-type]
     """The same for 8-bit weights stored with the target's bias."""
-    return array_of(b, [target.dot_8(b, b.extract_value(acc, i), w, _activations(b, base, stride, i)) for i in range(t)])
+    return array_of(
+        b, [target.dot_8(b, b.extract_value(acc, i), w, _activations(b, base, stride, i)) for i in range(t)]
+    )
 
 
 @tile_primitive
@@ -407,7 +419,9 @@ def monotonic_ns(b: ir.IRBuilder, scratch: ir.Value) -> ir.Value:
 
 
 @primitive(i64, i64, addr, addr, addr, i64)
-def call_kernel(b: ir.IRBuilder, fn: ir.Value, args: ir.Value, step: ir.Value, ctl: ir.Value, tid: ir.Value) -> ir.Value:
+def call_kernel(
+    b: ir.IRBuilder, fn: ir.Value, args: ir.Value, step: ir.Value, ctl: ir.Value, tid: ir.Value
+) -> ir.Value:
     """Call a compiled kernel (Numba's convention: result and exception pointers first); returns its status."""
     scratch = b.alloca(I64)
     excinfo = b.alloca(ir.IntType(8).as_pointer())

@@ -1,0 +1,174 @@
+"""qllama and llama.cpp side by side: prompt processing and decoding of the same files, measured in turns.
+
+    python benchmarks/compare.py -m model-Q4_0.gguf -m model-Q8_0.gguf -t 2 --json results/NAME.json
+
+Each engine is a process of its own that loads the model once (ours.py, peer.py). This file decides what is
+measured and in which order; report.py writes it down.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bandwidth import PlainRead
+from report import machine, machine_line, pair_ratios, parser, positive, publish, spread, table
+
+from qllama.gguf import open_gguf
+
+HERE = Path(__file__).parent
+ENGINES = ("qllama", "llama.cpp")
+QUIET = 0.9  # of the cores asked for: an engine that gets less was disturbed
+DOUBTFUL = 0.05  # NMSE between the engines' logits beyond which they hardly compute the same thing
+
+Result = dict[str, Any]
+
+
+class Worker:
+    """One engine with a loaded model, idle except while it is asked."""
+
+    def __init__(self, name: str, python: str, script: str, model: str, n_threads: int, n_ctx: int) -> None:
+        self.name = name
+        command = [python, str(HERE / script), model, "-t", str(n_threads), "-c", str(n_ctx)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.about = self._answer()["about"]
+
+    def ask(self, op: str, n: int) -> Result:
+        """The answer to one request: `seconds`, `cores` and sampled `logits`."""
+        assert self._process.stdin
+        print(json.dumps({"op": op, "n": n}), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> Result:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} ended with exit code {self._process.wait()}")
+        return json.loads(line)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.communicate()
+
+
+def bytes_per_token(path: str) -> int:
+    """The weights that decoding one token reads; of a separate token embedding it reads one row only."""
+    with open_gguf(path) as gguf:
+        looked_up = {"token_embd.weight"} if "output.weight" in gguf.tensors else set()
+        return sum(t.nbytes for name, t in gguf.tensors.items() if name not in looked_up)
+
+
+def nmse(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Squared difference over squared size."""
+    return sum((a - b) ** 2 for a, b in zip(ours, theirs, strict=True)) / sum(b * b for b in theirs)
+
+
+def measure_round(workers: Sequence[Worker], tests: dict[str, int], read: PlainRead) -> Result:
+    """Every test on both engines in turn, then the plain read."""
+    answers = {op: [w.ask(op, n) for w in workers] for op, n in tests.items()}
+    out: Result = {"nmse": max(nmse(a["logits"], b["logits"]) for a, b in answers.values())}
+    for key in ("seconds", "cores"):
+        out[key] = {
+            op: {e: a[key] for e, a in zip(ENGINES, pair, strict=True)} for op, pair in answers.items()
+        }
+    out["read_gbps"] = read.gbps()
+    return out
+
+
+def measure_model(path: str, args: argparse.Namespace, read: PlainRead) -> Result:
+    """All rounds of one file; a round before them, which is not counted, warms everything up."""
+    tests = {"prefill": args.n_prompt, "decode": args.n_gen}
+    common = (path, args.threads, max(tests.values()))
+    with (
+        Worker("qllama", sys.executable, "ours.py", *common) as ours,
+        Worker("llama.cpp", args.peer_python, "peer.py", *common) as peer,
+    ):
+        measure_round((ours, peer), tests, read)
+        rounds = []
+        for i in range(args.runs):
+            print(f"\r{Path(path).name}: round {i + 1} of {args.runs} ", end="", file=sys.stderr, flush=True)
+            rounds.append(measure_round((ours, peer), tests, read))
+        print(file=sys.stderr)
+        engines = {w.name: w.about for w in (ours, peer)}
+    result = {"file": Path(path).name, "bytes_per_token": bytes_per_token(path), "tests": tests}
+    return result | {"engines": engines, "rounds": rounds}
+
+
+def speeds(model: Result, op: str) -> list[list[float]]:
+    """Tokens per second of each engine, round by round."""
+    return [[model["tests"][op] / r["seconds"][op][e] for r in model["rounds"]] for e in ENGINES]
+
+
+def rows(model: Result) -> list[list[str]]:
+    """The lines of one file in the table."""
+    out = []
+    for op, label in (("prefill", "pp"), ("decode", "tg")):
+        ours, theirs = speeds(model, op)
+        row = [model["file"], f"{label}{model['tests'][op]}", spread(ours), spread(theirs)]
+        row.append(spread(pair_ratios(ours, theirs), 2))
+        out.append(row + (_gbps(model, ours, theirs) if op == "decode" else ["", "", ""]))
+    return out
+
+
+def _gbps(model: Result, ours: Sequence[float], theirs: Sequence[float]) -> list[str]:
+    weights = [f"{statistics.median(s) * model['bytes_per_token'] / 1e9:.1f}" for s in (ours, theirs)]
+    return [*weights, spread([r["read_gbps"] for r in model["rounds"]])]
+
+
+def quality(result: Result) -> list[str]:
+    """Whether the numbers can be trusted: was the machine quiet, did both engines compute the same."""
+    rounds = [r for model in result["models"] for r in model["rounds"]]
+    least = {e: min(cores[e] for r in rounds for cores in r["cores"].values()) for e in ENGINES}
+    worst = max(r["nmse"] for r in rounds)
+    busy = " (the machine was busy: measure again)" if min(least.values()) < QUIET * result["threads"] else ""
+    differ = " (they hardly compute the same thing)" if not worst <= DOUBTFUL else ""
+    cores = ", ".join(f"{e} {n:.2f}" for e, n in least.items())
+    return [
+        f"Fewest cores an engine got in a measurement: {cores} of {result['threads']}{busy}.",
+        f"Largest NMSE between the engines' logits: {worst:.1e}{differ}.",
+    ]
+
+
+def markdown(result: Result) -> str:
+    """The report: the table, then what it was measured on."""
+    header = ["model", "test", "qllama t/s", "llama.cpp t/s", "ratio"]
+    header += ["qllama GB/s", "llama.cpp GB/s", "plain read GB/s"]
+    models = result["models"]
+    engines = "; ".join(f"{e}: {', '.join(about.values())}" for e, about in models[0]["engines"].items())
+    notes = [
+        f"{result['threads']} threads, {len(models[0]['rounds'])} rounds. {machine_line(result['machine'])}.",
+        f"{engines}.",
+        *quality(result),
+    ]
+    return (
+        table(header, [row for m in models for row in rows(m)]) + "\n\n" + "\n".join(f"- {n}" for n in notes)
+    )
+
+
+def parse() -> argparse.Namespace:
+    cli = parser(__doc__)
+    cli.add_argument("-m", "--model", action="append", required=True, help="a GGUF file; repeat for several")
+    cli.add_argument("-p", "--n-prompt", type=positive, default=512, help="tokens of a prompt [%(default)s]")
+    cli.add_argument(
+        "-n", "--n-gen", type=positive, default=64, help="tokens decoded one by one [%(default)s]"
+    )
+    cli.add_argument("--read-mib", type=positive, default=1024, help="memory of the plain read [%(default)s]")
+    return cli.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    read = PlainRead(args.threads, args.read_mib << 20)
+    models = [measure_model(path, args, read) for path in args.model]
+    result = {"machine": machine(), "threads": args.threads, "models": models}
+    publish(args, "compare", result, markdown(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""`qllama run`: continue a prompt. Text goes to stdout as it comes, everything else to stderr."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qllama.cli.options import model_options, sampler_options, sampler_settings
+from qllama.errors import FileError, InputError
+
+
+@click.command()
+@click.argument("file", metavar="[MODEL]", required=False)
+@model_options
+@click.option("-p", "--prompt", help="Text to continue; '' begins from BOS alone. [default: stdin]")
+@click.option("-f", "--file", "prompt_file", metavar="FILE", help="Read the prompt from FILE.")
+@click.option(
+    "-n",
+    "--predict",
+    "--n-predict",
+    "n_predict",
+    type=int,
+    default=-1,
+    help="Tokens to generate. [default: -1, until the end]",
+)
+@click.option("--ignore-eos", is_flag=True, help="Go on after the end of the text.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before TEXT; may be repeated.")
+@click.option("--no-parse-special", is_flag=True, help="Take the names of special tokens in the prompt as plain text.")
+@click.option("--echo", is_flag=True, help="Print the prompt before the text.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no statistics on stderr.")
+@sampler_options
+def command(
+    prompt: str | None, prompt_file: str | None, n_predict: int, ignore_eos: bool, stop: tuple[str, ...],
+    no_parse_special: bool, echo: bool, quiet: bool, **kwargs: Any,
+) -> int:  # fmt: skip
+    """Write text that continues a prompt.
+
+    MODEL is a GGUF file; without one a small model that comes with qllama is used.
+    """
+    sampling = sampler_settings(kwargs)
+    if n_predict < -2:
+        raise InputError(f"-n: found {n_predict}, needed a number of tokens, or -1 for no limit")
+    text = read_prompt(prompt, prompt_file)
+
+    from qllama.cli.progress import load
+    from qllama.generate import Stats
+
+    llm, stats = load(quiet=quiet, **kwargs), Stats()
+    pieces = llm.generate(text, n_predict, stop, ignore_eos, not no_parse_special, stats, **sampling)
+    out = sys.stdout.buffer
+    interrupted = False
+    try:
+        if echo:
+            out.write(text)
+        for piece in pieces:
+            out.write(piece.encode())
+            out.flush()
+    except KeyboardInterrupt:
+        interrupted = True
+    out.write(b"\n")
+    out.flush()
+    if not quiet:
+        click.echo(summary(stats), err=True)
+    return 130 if interrupted else 0
+
+
+def read_prompt(prompt: str | None, prompt_file: str | None) -> bytes:
+    """The prompt's bytes from -p, -f or stdin; they need not be UTF-8."""
+    if prompt is not None and prompt_file is not None:
+        raise InputError("-p and -f cannot be used together")
+    if prompt is not None:
+        return prompt.encode(errors="surrogateescape")
+    if prompt_file is None:
+        if sys.stdin is None:
+            raise InputError("no prompt: stdin is closed and neither -p nor -f is given")
+        return sys.stdin.buffer.read()
+    try:
+        return Path(prompt_file).read_bytes()
+    except OSError as error:
+        raise FileError(prompt_file, f"cannot read the prompt: {error.strerror}") from error
+
+
+def summary(stats: Any) -> str:
+    """One line: tokens, speeds, time to the first token."""
+
+    def rate(n: int, seconds: float) -> str:
+        return f"{n / seconds:.1f} t/s" if n > 0 and seconds > 0 else "- t/s"
+
+    return (
+        f"prompt {stats.n_prompt} tokens, {rate(stats.n_prompt, stats.prompt_seconds)} | generated {stats.n_generated}"
+        f" tokens, {rate(stats.n_generated - 1, stats.generation_seconds)} | first token after"
+        f" {stats.first_token_seconds:.2f} s | ended by {stats.finish_reason} | seed {stats.seed}"
+    )

@@ -1,0 +1,235 @@
+"""The slow NumPy twin of every kernel, and of a whole model. Files are read by gguf-py, nothing of the engine is used.
+
+`quantize` and `matmul_bits` repeat a kernel's float32 operations one by one and give the same bits; everything else
+computes in float64 what its kernel approximates.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize
+
+# Activations as matmuls of quantized weights read them: value = d * q.
+BLOCK_Q8 = np.dtype([("d", "<f4"), ("nsum8", "<i4"), ("nsum8_low", "<i4"), ("dsum", "<f4"), ("q", "i1", 32)])
+assert BLOCK_Q8.itemsize == 48
+
+# Where a block has its scales: byte offset of d, of the signed bytes that multiply it, columns of each.
+SCALES: dict[str, tuple[int, slice, int]] = {
+    "Q4_0": (0, slice(0), 32),
+    "Q8_0": (0, slice(0), 32),
+    "Q6_K": (208, slice(192, 208), 16),
+}
+
+
+def fma(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """x * y + z of float32 arrays, rounded once.
+
+    The product is exact in float64. The sum is made odd there when it is inexact, so that rounding it a second time
+    does no harm (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+    """
+    product, z = np.float64(x) * np.float64(y), np.float64(z)
+    total = product + z
+    back = total - product
+    error = (product - (total - back)) + (z - back)
+    outward = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
+    inexact_even = (error != 0) & (np.atleast_1d(total).view(np.int64).reshape(np.shape(total)) & 1 == 0)
+    return np.where(inexact_even, outward, total).astype(np.float32)
+
+
+def nmse(got: np.ndarray, expected: np.ndarray) -> float:
+    """Normalized mean square error."""
+    got, expected = np.float64(got), np.float64(expected)
+    return float(((got - expected) ** 2).sum() / (expected**2).sum())
+
+
+# ---- activations and weights
+
+
+def quantize(x: np.ndarray) -> np.ndarray:
+    """(n_tokens, n) float32 -> (n_tokens, n // 32) of BLOCK_Q8: d = amax / 127, ties to even; below 1e-30 all zero."""
+    values = x.reshape(len(x), -1, 32)
+    amax = np.abs(values).max(axis=2)
+    some = amax >= np.float32(1e-30)
+    q = np.rint(
+        values * np.where(some, np.float32(127) / np.where(some, amax, 1), 0).astype(np.float32)[:, :, None]
+    )
+    out = np.zeros(amax.shape, BLOCK_Q8)
+    out["d"] = np.where(some, amax / np.float32(127), 0)
+    out["q"] = q.astype(np.int8)
+    out["nsum8"] = -8 * q.sum(axis=2)
+    out["nsum8_low"] = -8 * q[:, :, :16].sum(axis=2)
+    with np.errstate(over="ignore"):
+        out["dsum"] = out["d"] * q.sum(axis=2).astype(np.float32)
+    return out
+
+
+def dequantized_activations(x: np.ndarray) -> np.ndarray:
+    """What is left of (n_tokens, n) float32 when it is quantized: (n_tokens, n) float64."""
+    blocks = quantize(x)
+    return (np.float64(blocks["d"])[:, :, None] * blocks["q"]).reshape(x.shape)
+
+
+def weights(blocks: np.ndarray, type_name: str) -> np.ndarray:
+    """(n_out, bytes of a row) uint8 -> (n_out, n_in) float32, by gguf-py."""
+    return dequantize(blocks, GGMLQuantizationType[type_name])
+
+
+def _integers(blocks: np.ndarray, type_name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scales (n_out, n_group) float32 and integers (n_out, n_group, columns) of quantized rows.
+
+    The integers are what gguf-py makes of the blocks when their scales are one.
+    """
+    at, groups, columns = SCALES[type_name]
+    size = GGML_BYTES[type_name]
+    unit = blocks.reshape(len(blocks), -1, size).copy()
+    d = unit[:, :, at : at + 2].copy().view("<f2").astype(np.float32)  # (n_out, n_block, 1)
+    scales = d * unit[:, :, groups].view(np.int8).astype(np.float32) if groups.stop else d
+    unit[:, :, at : at + 2] = np.array([1], "<f2").view(np.uint8)
+    unit[:, :, groups] = 1
+    q = weights(unit.reshape(len(blocks), -1), type_name).astype(np.int64)
+    return scales.reshape(len(blocks), -1), q.reshape(len(blocks), -1, columns)
+
+
+GGML_BYTES = {"Q4_0": 18, "Q8_0": 34, "Q6_K": 210}
+
+
+def matmul_bits(blocks: np.ndarray, type_name: str, x: np.ndarray) -> np.ndarray:
+    """W x for (n_tokens, n_in) float32: (n_tokens, n_out) float32, the very bits that a matmul has to give.
+
+    Quantized: an integer dot product per group of columns, one float32 FMA for each, groups in order. Floats: one FMA
+    per column, in order.
+    """
+    total = np.zeros((len(x), len(blocks)), np.float32)
+    if type_name not in SCALES:
+        w = weights(blocks, type_name)
+        for column in range(x.shape[1]):
+            total = fma(w[None, :, column], x[:, column, None], total)
+        return total
+    scales, q = _integers(blocks, type_name)
+    columns = q.shape[2]
+    activations = quantize(x)
+    qx = activations["q"].reshape(len(x), -1, columns).astype(np.int64)
+    for g in range(q.shape[1]):
+        dot = qx[:, g] @ q[:, g].T
+        assert np.abs(dot).max(initial=0) < 2**24  # exact as float32
+        scale = scales[None, :, g] * activations["d"][:, g * columns // 32, None]  # float32, rounded
+        total = fma(dot.astype(np.float32), scale, total)
+    return total
+
+
+# ---- operations, in float64
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    x = np.float64(x)
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * weight
+
+
+def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """silu(gate) * up."""
+    gate = np.float64(gate)
+    return gate / (1 + np.exp(-gate)) * up
+
+
+def rope_angles(
+    positions: np.ndarray, inv_freq: np.ndarray, mscale: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(cos, sin) * mscale, each (n_tokens, n_pair)."""
+    angle = np.float64(positions)[:, None] * inv_freq
+    return np.cos(angle) * mscale, np.sin(angle) * mscale
+
+
+def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Rotate the leading pairs (x[2i], x[2i+1]) of each head; x is (n_tokens, n_head, head_dim)."""
+    out, n_rot = x.copy(), 2 * cos.shape[1]
+    even, odd = x[:, :, :n_rot:2], x[:, :, 1:n_rot:2]
+    out[:, :, :n_rot:2] = even * cos[:, None] - odd * sin[:, None]
+    out[:, :, 1:n_rot:2] = even * sin[:, None] + odd * cos[:, None]
+    return out
+
+
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Causal attention of the last len(q) of len(k) positions.
+
+    q (n_tokens, n_head, head_dim), k and v (n_positions, n_head_kv, head_dim) -> (n_tokens, n_head, head_dim).
+    """
+    group = q.shape[1] // k.shape[1]
+    q, k, v = np.float64(q), np.repeat(np.float64(k), group, 1), np.repeat(np.float64(v), group, 1)
+    scores = np.einsum("thd,phd->htp", q, k) / np.sqrt(q.shape[2])
+    future = np.arange(len(k))[None, :] > np.arange(len(k) - len(q), len(k))[:, None]
+    scores = np.where(future[None], -np.inf, scores)
+    p = np.exp(scores - scores.max(axis=2, keepdims=True))
+    return np.einsum("htp,phd->thd", p / p.sum(axis=2, keepdims=True), v)
+
+
+# ---- a whole model
+
+
+class Llama:
+    """The llama architecture from a file: weights widened to float64, everything computed in float64."""
+
+    def __init__(self, path: Path) -> None:
+        reader = GGUFReader(path)
+        self._keys = {name: field for name, field in reader.fields.items() if name.startswith("llama.")}
+        self.tensors = {
+            t.name: np.float64(dequantize(np.asarray(t.data), t.tensor_type)) for t in reader.tensors
+        }
+        self.n_layer, self.n_head = self.key("block_count"), self.key("attention.head_count")
+        self.n_head_kv = self.key("attention.head_count_kv", self.n_head)
+        self.head_dim = self.key("attention.key_length", self.key("embedding_length") // self.n_head)
+        self.eps = self.key("attention.layer_norm_rms_epsilon")
+
+    def key(self, name: str, default: Any = None) -> Any:
+        field = self._keys.get(f"llama.{name}")
+        return default if field is None else field.contents()
+
+    def logits(self, tokens: np.ndarray, quantized: bool = False) -> np.ndarray:
+        """After each of `tokens` from position 0: (n_tokens, n_vocab) float64.
+
+        `quantized` passes what every matmul reads through int8 blocks of 32, as matmuls of quantized weights do.
+        """
+        self._quantized = quantized
+        x = self.tensors["token_embd.weight"][tokens]
+        self.angles = rope_angles(np.arange(len(tokens)), *self.rope_frequencies())
+        for i in range(self.n_layer):
+            x = x + self._attention(f"blk.{i}.", x)
+            x = x + self._feed_forward(f"blk.{i}.", x)
+        output = "output" if "output.weight" in self.tensors else "token_embd"
+        return self._linear(output, self._norm("output_norm", x))
+
+    def _norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        return rms_norm(x, self.tensors[f"{name}.weight"], self.eps)
+
+    def _linear(self, name: str, x: np.ndarray) -> np.ndarray:
+        if self._quantized:
+            x = dequantized_activations(x.astype(np.float32))
+        return x @ self.tensors[f"{name}.weight"].T + self.tensors.get(f"{name}.bias", 0)
+
+    def _attention(self, blk: str, x: np.ndarray) -> np.ndarray:
+        normed = self._norm(f"{blk}attn_norm", x)
+        q, k, v = (self._linear(f"{blk}attn_{n}", normed).reshape(len(x), -1, self.head_dim) for n in "qkv")
+        mixed = attention(rope(q, *self.angles), rope(k, *self.angles), v)
+        return self._linear(f"{blk}attn_output", mixed.reshape(len(x), -1))
+
+    def _feed_forward(self, blk: str, x: np.ndarray) -> np.ndarray:
+        normed = self._norm(f"{blk}ffn_norm", x)
+        return self._linear(
+            f"{blk}ffn_down",
+            swiglu(self._linear(f"{blk}ffn_gate", normed), self._linear(f"{blk}ffn_up", normed)),
+        )
+
+    def rope_frequencies(self) -> tuple[np.ndarray, float]:
+        """Radians per position of each pair, and what cos and sin are multiplied by. YaRN: arXiv 2309.00071."""
+        n_rot, base = self.key("rope.dimension_count", self.head_dim), self.key("rope.freq_base", 10000.0)
+        pairs = np.arange(n_rot // 2)
+        inv_freq = float(base) ** (-2.0 * pairs / n_rot) / self.tensors.get("rope_freqs.weight", 1.0)
+        factor = self.key("rope.scaling.factor", 1.0)
+        if self.key("rope.scaling.type") != "yarn":
+            return inv_freq / factor, 1.0
+        n_ctx = self.key("rope.scaling.original_context_length")
+        low, high = (n_rot * np.log(n_ctx / (beta * 2 * np.pi)) / (2 * np.log(base)) for beta in (32.0, 1.0))
+        low, high = max(0, np.floor(low)), min(n_rot - 1, np.ceil(high))
+        ramp = np.clip((pairs - low) / max(0.001, high - low), 0, 1)
+        return inv_freq / factor * ramp + inv_freq * (1 - ramp), 1 + 0.1 * np.log(factor)
