@@ -7,9 +7,7 @@ import numpy as np
 
 NBYTES = 1 << 30  # far beyond any cache
 N_PASSES = 4
-N_PIECES = (
-    64  # taken by the threads as they come, so that a thread that loses its core does not hold up the rest
-)
+N_PIECES = 64  # taken by the threads as they come, so that a thread that loses its core does not hold up the rest
 
 
 class PlainRead:

@@ -22,7 +22,8 @@ from qllama.gguf import open_gguf
 
 HERE = Path(__file__).parent
 ENGINES = ("qllama", "llama.cpp")
-QUIET = 0.9  # of the cores asked for: an engine that gets less was disturbed
+QUIET = 0.95  # of the cores asked for: an engine that gets less was disturbed by something else
+PATIENCE = 3  # rounds that are measured at most for each one that is to count
 DOUBTFUL = 0.05  # NMSE between the engines' logits beyond which they hardly compute the same thing
 
 Result = dict[str, Any]
@@ -74,15 +75,13 @@ def measure_round(workers: Sequence[Worker], tests: dict[str, int], read: PlainR
     answers = {op: [w.ask(op, n) for w in workers] for op, n in tests.items()}
     out: Result = {"nmse": max(nmse(a["logits"], b["logits"]) for a, b in answers.values())}
     for key in ("seconds", "cores"):
-        out[key] = {
-            op: {e: a[key] for e, a in zip(ENGINES, pair, strict=True)} for op, pair in answers.items()
-        }
+        out[key] = {op: {e: a[key] for e, a in zip(ENGINES, pair, strict=True)} for op, pair in answers.items()}
     out["read_gbps"] = read.gbps()
     return out
 
 
 def measure_model(path: str, args: argparse.Namespace, read: PlainRead) -> Result:
-    """All rounds of one file; a round before them, which is not counted, warms everything up."""
+    """All rounds of one file, until enough were undisturbed; one before them warms everything up."""
     tests = {"prefill": args.n_prompt, "decode": args.n_gen}
     common = (path, args.threads, max(tests.values()))
     with (
@@ -90,19 +89,29 @@ def measure_model(path: str, args: argparse.Namespace, read: PlainRead) -> Resul
         Worker("llama.cpp", args.peer_python, "peer.py", *common) as peer,
     ):
         measure_round((ours, peer), tests, read)
-        rounds = []
-        for i in range(args.runs):
-            print(f"\r{Path(path).name}: round {i + 1} of {args.runs} ", end="", file=sys.stderr, flush=True)
+        rounds: list[Result] = []
+        while len(rounds) < PATIENCE * args.runs and sum(r["quiet"] for r in rounds) < args.runs:
             rounds.append(measure_round((ours, peer), tests, read))
-        print(file=sys.stderr)
+            rounds[-1]["quiet"] = least_cores(rounds[-1]) >= QUIET * args.threads
+            print(f"{Path(path).name}: round {len(rounds)}", file=sys.stderr, flush=True)
         engines = {w.name: w.about for w in (ours, peer)}
     result = {"file": Path(path).name, "bytes_per_token": bytes_per_token(path), "tests": tests}
     return result | {"engines": engines, "rounds": rounds}
 
 
+def least_cores(measured: Result) -> float:
+    """What the worst-off engine got in a round."""
+    return min(cores for op in measured["cores"].values() for cores in op.values())
+
+
+def counted(model: Result) -> list[Result]:
+    """The rounds that count: the undisturbed ones, or all when there was none."""
+    return [r for r in model["rounds"] if r["quiet"]] or model["rounds"]
+
+
 def speeds(model: Result, op: str) -> list[list[float]]:
     """Tokens per second of each engine, round by round."""
-    return [[model["tests"][op] / r["seconds"][op][e] for r in model["rounds"]] for e in ENGINES]
+    return [[model["tests"][op] / r["seconds"][op][e] for r in counted(model)] for e in ENGINES]
 
 
 def rows(model: Result) -> list[list[str]]:
@@ -118,20 +127,18 @@ def rows(model: Result) -> list[list[str]]:
 
 def _gbps(model: Result, ours: Sequence[float], theirs: Sequence[float]) -> list[str]:
     weights = [f"{statistics.median(s) * model['bytes_per_token'] / 1e9:.1f}" for s in (ours, theirs)]
-    return [*weights, spread([r["read_gbps"] for r in model["rounds"]])]
+    return [*weights, spread([r["read_gbps"] for r in counted(model)])]
 
 
-def quality(result: Result) -> list[str]:
+def quality(models: Sequence[Result]) -> list[str]:
     """Whether the numbers can be trusted: was the machine quiet, did both engines compute the same."""
-    rounds = [r for model in result["models"] for r in model["rounds"]]
-    least = {e: min(cores[e] for r in rounds for cores in r["cores"].values()) for e in ENGINES}
-    worst = max(r["nmse"] for r in rounds)
-    busy = " (the machine was busy: measure again)" if min(least.values()) < QUIET * result["threads"] else ""
-    differ = " (they hardly compute the same thing)" if not worst <= DOUBTFUL else ""
-    cores = ", ".join(f"{e} {n:.2f}" for e, n in least.items())
+    n_quiet = ", ".join(f"{sum(r['quiet'] for r in m['rounds'])} of {len(m['rounds'])}" for m in models)
+    busy = " THE MACHINE WAS BUSY: measure again." if not all(r["quiet"] for m in models for r in counted(m)) else ""
+    worst = max(r["nmse"] for m in models for r in m["rounds"])
+    differ = "" if worst <= DOUBTFUL else " THEY HARDLY COMPUTE THE SAME."
     return [
-        f"Fewest cores an engine got in a measurement: {cores} of {result['threads']}{busy}.",
-        f"Largest NMSE between the engines' logits: {worst:.1e}{differ}.",
+        f"Rounds that count, as each engine got {QUIET:.0%} of its cores or more: {n_quiet}.{busy}",
+        f"Largest NMSE between the engines' logits: {worst:.1e}.{differ}",
     ]
 
 
@@ -142,22 +149,18 @@ def markdown(result: Result) -> str:
     models = result["models"]
     engines = "; ".join(f"{e}: {', '.join(about.values())}" for e, about in models[0]["engines"].items())
     notes = [
-        f"{result['threads']} threads, {len(models[0]['rounds'])} rounds. {machine_line(result['machine'])}.",
+        f"{result['threads']} threads. {machine_line(result['machine'])}.",
         f"{engines}.",
-        *quality(result),
+        *quality(models),
     ]
-    return (
-        table(header, [row for m in models for row in rows(m)]) + "\n\n" + "\n".join(f"- {n}" for n in notes)
-    )
+    return table(header, [row for m in models for row in rows(m)]) + "\n\n" + "\n".join(f"- {n}" for n in notes)
 
 
 def parse() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.add_argument("-m", "--model", action="append", required=True, help="a GGUF file; repeat for several")
     cli.add_argument("-p", "--n-prompt", type=positive, default=512, help="tokens of a prompt [%(default)s]")
-    cli.add_argument(
-        "-n", "--n-gen", type=positive, default=64, help="tokens decoded one by one [%(default)s]"
-    )
+    cli.add_argument("-n", "--n-gen", type=positive, default=64, help="tokens decoded one by one [%(default)s]")
     cli.add_argument("--read-mib", type=positive, default=1024, help="memory of the plain read [%(default)s]")
     return cli.parse_args()
 

@@ -18,17 +18,13 @@ README = Path(__file__).with_name("README.md")
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The options that all benchmarks have; -m is each one's own."""
-    out = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    out = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     python = sys.executable
     out.add_argument("-t", "--threads", type=positive, default=2, help="of both engines [%(default)s]")
     out.add_argument("-r", "--runs", type=positive, default=5, help="rounds that count [%(default)s]")
     out.add_argument("--peer-python", default=python, help="the Python that has llama-cpp-python [this one]")
     out.add_argument("--json", type=Path, help="write all measurements to this file")
-    out.add_argument(
-        "--write-readme", type=Path, nargs="?", const=README, help="put the table into [README.md]"
-    )
+    out.add_argument("--write-readme", type=Path, nargs="?", const=README, help="put the table into [README.md]")
     return out
 
 

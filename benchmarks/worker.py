@@ -29,9 +29,7 @@ class Engine(Protocol):
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The command line that all workers share."""
-    out = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    out = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("model")
     out.add_argument("-t", "--threads", type=int, default=2)
     out.add_argument("-c", "--ctx-size", type=int, default=512)

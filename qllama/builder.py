@@ -1,6 +1,7 @@
 """From a declaration, hyper-parameters and the tensors of a file to a plan. No memory, no kernels, no text."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -135,7 +136,7 @@ class Builder:
 
     def attend(self, layer: int, q: Buffer, k: Buffer, v: Buffer) -> Buffer:
         hp, plan, cache = self.hp, self.plan, self.cache
-        where = {"k_at": cache.keys_at(layer), "v_at": cache.values_at(layer), "width": cache.width}
+        where: dict[str, Any] = {"k_at": cache.keys_at(layer), "v_at": cache.values_at(layer), "width": cache.width}
         plan.add(
             f"attention.store_{cache.kind}", k=k, v=v, n_head_kv=hp.n_head_kv, head_dim=hp.head_dim, **where, ld_k=k.ld,
             ld_v=v.ld,
@@ -189,7 +190,7 @@ class Builder:
         """RMSNorm of x in every form that `readers` read."""
         n, plan, rows = self.hp.n_embd, self.plan, x.rows
         f32 = plan.buffer(_named(out, rows), n, rows)
-        common = {
+        common: dict[str, Any] = {
             "x": x,
             "weight": self.tensors.vector(name, n),
             "n": n,

@@ -135,9 +135,9 @@ def _entry(f: Callable[..., Any]) -> Callable[..., Any]:
     source = f"def op(args, step, ctl, tid):\n    f({', '.join(values)})\n    return 0\n"
     from qllama.simd import load_f32, load_i64
 
-    scope = {"f": function(f), "load_i64": load_i64, "load_f32": load_f32}
+    scope: dict[str, Any] = {"f": function(f), "load_i64": load_i64, "load_f32": load_f32}
     exec(source, scope)  # the text is made of parameter names alone
-    return scope["op"]  # type: ignore[return-value]
+    return scope["op"]
 
 
 def compile_kernel(name: str) -> Code:
@@ -147,8 +147,8 @@ def compile_kernel(name: str) -> Code:
     module = name.partition(".")[0]
     importlib.import_module(f"qllama.kernels.{MODULES.get(module, module)}")
     f = _kernels[name]
-    options = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    compiled = numba.njit("int64(int64, int64, int64, int64)", **options)(_entry(f))
+    options: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    compiled: Any = numba.njit("int64(int64, int64, int64, int64)", **options)(_entry(f))
     (result,) = compiled.overloads.values()
     return Code(name, _fields(f), _object(result.library, result.fndesc.llvm_func_name, name))
 

@@ -52,9 +52,7 @@ def quantize(x: np.ndarray) -> np.ndarray:
     values = x.reshape(len(x), -1, 32)
     amax = np.abs(values).max(axis=2)
     some = amax >= np.float32(1e-30)
-    q = np.rint(
-        values * np.where(some, np.float32(127) / np.where(some, amax, 1), 0).astype(np.float32)[:, :, None]
-    )
+    q = np.rint(values * np.where(some, np.float32(127) / np.where(some, amax, 1), 0).astype(np.float32)[:, :, None])
     out = np.zeros(amax.shape, BLOCK_Q8)
     out["d"] = np.where(some, amax / np.float32(127), 0)
     out["q"] = q.astype(np.int8)
@@ -133,9 +131,7 @@ def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     return gate / (1 + np.exp(-gate)) * up
 
 
-def rope_angles(
-    positions: np.ndarray, inv_freq: np.ndarray, mscale: float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
+def rope_angles(positions: np.ndarray, inv_freq: np.ndarray, mscale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """(cos, sin) * mscale, each (n_tokens, n_pair)."""
     angle = np.float64(positions)[:, None] * inv_freq
     return np.cos(angle) * mscale, np.sin(angle) * mscale
@@ -173,9 +169,7 @@ class Llama:
     def __init__(self, path: Path) -> None:
         reader = GGUFReader(path)
         self._keys = {name: field for name, field in reader.fields.items() if name.startswith("llama.")}
-        self.tensors = {
-            t.name: np.float64(dequantize(np.asarray(t.data), t.tensor_type)) for t in reader.tensors
-        }
+        self.tensors = {t.name: np.float64(dequantize(np.asarray(t.data), t.tensor_type)) for t in reader.tensors}
         self.n_layer, self.n_head = self.key("block_count"), self.key("attention.head_count")
         self.n_head_kv = self.key("attention.head_count_kv", self.n_head)
         self.head_dim = self.key("attention.key_length", self.key("embedding_length") // self.n_head)

@@ -11,6 +11,7 @@ from conftest import shared
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize as gguf_dequantize
 
+from qllama.ggml import BY_NAME
 from qllama.quant import quantize
 
 ARCHITECTURE = "general.architecture"
@@ -55,6 +56,21 @@ def dequantized_copy(path: Path, out: Path) -> Path:
         for t in reader.tensors
     }
     return _write(reader, out, 0, tensors)
+
+
+def requantized(path: Path, type_name: str, out: Path) -> Path:
+    """Write at `out` the F32 model of `path` with its matrices in `type_name`; rows that do not divide stay F16."""
+    reader = GGUFReader(path)
+    tensors = {}
+    for t in reader.tensors:
+        values = np.asarray(t.data)
+        whole = values.ndim > 1 and values.shape[-1] % BY_NAME[type_name].block == 0
+        kind = "F32" if values.ndim == 1 else type_name if whole else "F16"
+        tensors[t.name] = (
+            quantize(np.atleast_2d(values), kind).reshape(*values.shape[:-1], -1),
+            GGMLQuantizationType[kind],
+        )
+    return _write(reader, out, 7, tensors)
 
 
 def _write(

@@ -73,9 +73,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "dry": [
         {"dry_multiplier": 0.8, "dry_sequence_breaker": breakers, **o}
         for breakers in (["\n", ":", '"', "*"], [], [". ", "he said", "\n\n", "on"])
-        for o in grid(
-            dry_base=(1.0, 1.3, 1.75), dry_allowed_length=(0, 1, 2, 4), dry_penalty_last_n=(20, 64, 300)
-        )
+        for o in grid(dry_base=(1.0, 1.3, 1.75), dry_allowed_length=(0, 1, 2, 4), dry_penalty_last_n=(20, 64, 300))
     ],
 }
 
@@ -127,15 +125,11 @@ class Recorder:
         lib, keep = self.lib, o.get("min_keep", 0)
         if name == "logit_bias":
             pairs = [lib.llama_logit_bias(int(t), b) for t, b in o["logit_bias"].items()]
-            return lib.llama_sampler_init_logit_bias(
-                n_vocab, len(pairs), (lib.llama_logit_bias * len(pairs))(*pairs)
-            )
+            return lib.llama_sampler_init_logit_bias(n_vocab, len(pairs), (lib.llama_logit_bias * len(pairs))(*pairs))
         if name == "dry":
             texts = [b.encode() for b in o["dry_sequence_breaker"]]
             values = o["dry_multiplier"], o["dry_base"], o["dry_allowed_length"], o["dry_penalty_last_n"]
-            return lib.llama_sampler_init_dry(
-                self.vocab, *values, (ctypes.c_char_p * len(texts))(*texts), len(texts)
-            )
+            return lib.llama_sampler_init_dry(self.vocab, *values, (ctypes.c_char_p * len(texts))(*texts), len(texts))
         if name == "mirostat":
             if o["mirostat"] == 1:
                 return lib.llama_sampler_init_mirostat(n_vocab, 1, o["mirostat_ent"], o["mirostat_lr"], 100)
@@ -153,9 +147,7 @@ class Recorder:
         }[name]  # fmt: skip
         return init(*(o[a] if isinstance(a, str) else a for a in arguments))
 
-    def case(
-        self, names: list[str], options: dict[str, Any], source: list[Any], history: list[int]
-    ) -> dict[str, Any]:
+    def case(self, names: list[str], options: dict[str, Any], source: list[Any], history: list[int]) -> dict[str, Any]:
         """What samplers in this order leave after `history`."""
         logits = logits_of(*source)
         array, _data = self.array(logits)
@@ -163,9 +155,7 @@ class Recorder:
             for token in history:
                 self.lib.llama_sampler_accept(sampler, token)
             self.lib.llama_sampler_apply(sampler, ctypes.byref(array))
-        left = {
-            array.data[i].id: array.data[i].logit for i in range(array.size) if array.data[i].logit > -np.inf
-        }
+        left = {array.data[i].id: array.data[i].logit for i in range(array.size) if array.data[i].logit > -np.inf}
         found = {"samplers": ";".join(names), "options": options, "logits": source}
         return {**found, **({"history": history} if history else {}), **_told(left, logits)}
 
@@ -193,9 +183,7 @@ class Recorder:
         for text in texts:
             out += [[t] for t, word in enumerate(words) if text in word][:1]
             for i in range(1, len(text)):
-                out += [
-                    [t, *self.tokens(text[i:])] for t, word in enumerate(words) if word.endswith(text[:i])
-                ][:1]
+                out += [[t, *self.tokens(text[i:])] for t, word in enumerate(words) if word.endswith(text[:i])][:1]
         return out
 
     def tokens(self, text: str) -> list[int]:
@@ -219,9 +207,7 @@ def main(vocabulary: str) -> None:
                 n = recorder.n_vocab if name == "dry" else SIZES[(i + len(cases)) % len(SIZES)]
                 n = min(n, 24) if name == "temperature" else n
                 texts = options.get("dry_sequence_breaker", [])
-                history = (
-                    history_of(i, 90, n, recorder.breakers(texts)) if name in ("penalties", "dry") else []
-                )
+                history = history_of(i, 90, n, recorder.breakers(texts)) if name in ("penalties", "dry") else []
                 cases.append(recorder.case([name], options, [len(cases), n, shape], history))
     for i, order in enumerate(ORDERS):
         for shape in SHAPES[:3]:

@@ -226,9 +226,7 @@ REFUSED = [
     *bad("rope.scaling.attn_factor", -1.0, math.inf, says="must be"),
     *bad("attention.layer_norm_rms_epsilon", -1.0, 1.0, says="must be from 0 up to 1"),
     *bad("attention.layer_norm_rms_epsilon", math.nan, math.inf, says="must be finite"),
-    *bad(
-        "expert_count", 8, 10**9, says="not implemented: mixture of experts", **{"llama.expert_used_count": 9}
-    ),
+    *bad("expert_count", 8, 10**9, says="not implemented: mixture of experts", **{"llama.expert_used_count": 9}),
     *bad("attention.causal", False, says="not implemented: attention that is not causal"),
     *bad("attention.sliding_window", 4096, says="not implemented: sliding-window attention"),
     *bad("attention.sliding_window_pattern", [1, 0], says="not implemented: sliding-window attention"),
@@ -349,9 +347,7 @@ def test_rope_factors_of_llama_3_1():
     assert mscale == 1.0
 
 
-@pytest.mark.parametrize(
-    "factors", [np.ones(7), np.ones((8, 1)), np.zeros(8), np.full(8, -1.0), np.full(8, np.nan)]
-)
+@pytest.mark.parametrize("factors", [np.ones(7), np.ones((8, 1)), np.zeros(8), np.full(8, -1.0), np.full(8, np.nan)])
 def test_rope_factors_that_do_not_fit(tmp_path, factors):
     with pytest.raises(InputError, match=r"rope_freqs\.weight: must be 8 numbers greater than 0"):
         frequencies(tmp_path, factors)

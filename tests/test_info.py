@@ -110,9 +110,7 @@ def test_strange_keys_are_shown_as_they_are(info, tmp_path):
     said = rows(out)
     assert code == 0 and out.replace("\n", "").isprintable()
     assert said["architecture"] == "x\\x1b[2J" and said["name"] == "\\udcff\\n" and said["file type"] == "999"
-    assert (
-        said["layers"] == "two" and said["heads"] == "1, 2, 3, 4, 5, ..." and said["chat template"] == "yes"
-    )
+    assert said["layers"] == "two" and said["heads"] == "1, 2, 3, 4, 5, ..." and said["chat template"] == "yes"
     assert said["vocabulary"] == "none" and "a\\x1b  2 x 3 x 4" in out
     assert err == f"qllama: warning: {path}: 100 bytes after the last tensor are ignored\n"
 
@@ -129,9 +127,5 @@ def test_split_model(info, tmp_path):
 def test_bad_files_are_one_line(info, tmp_path):
     path = make.write(tmp_path / "x.gguf", b"<html>")
     code, out, err = info(path)
-    assert (
-        (code, out) == (2, "")
-        and err.startswith(f"qllama: error: {path}: a web page")
-        and err.count("\n") == 1
-    )
+    assert (code, out) == (2, "") and err.startswith(f"qllama: error: {path}: a web page") and err.count("\n") == 1
     assert info(tmp_path)[0] == 2 and info(tmp_path / "none")[0] == 2 and info()[0] == 2

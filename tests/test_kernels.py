@@ -173,12 +173,8 @@ SIGNS = [(1, 1, 1, 1), (-1, -1, -1, -1), (1, -1, 1, -1), (1, 1, -1, -1)]
 def test_integer_dots_never_saturate(type_name, fill, group_scale):
     n_in = n_ins(type_name)[0]
     blocks = extreme_blocks(type_name, 33, n_in, fill, group_scale)
-    x = (
-        np.array([np.tile(signs, n_in // 4) for signs in SIGNS], np.float32) * 3
-    )  # -127 and 127 when quantized
-    assert same_bits(
-        matmul(type_name, pack(type_name, blocks), 33, x).copy(), naive.matmul_bits(blocks, type_name, x)
-    )
+    x = np.array([np.tile(signs, n_in // 4) for signs in SIGNS], np.float32) * 3  # -127 and 127 when quantized
+    assert same_bits(matmul(type_name, pack(type_name, blocks), 33, x).copy(), naive.matmul_bits(blocks, type_name, x))
 
 
 @pytest.mark.parametrize("type_name", INTEGER)
@@ -192,9 +188,7 @@ def test_alternating_extremes(type_name):
     shaped[:] = rng.choice(np.array([0x00, 0xFF, 0x80, 0x7F], np.uint8), shaped.shape)
     set_scales(shaped, type_name, -1.5)
     x = rng.choice(np.array([-1, 1], np.float32), (4, n_in))
-    assert same_bits(
-        matmul(type_name, pack(type_name, blocks), 64, x).copy(), naive.matmul_bits(blocks, type_name, x)
-    )
+    assert same_bits(matmul(type_name, pack(type_name, blocks), 64, x).copy(), naive.matmul_bits(blocks, type_name, x))
 
 
 # ---- activations to int8
@@ -252,9 +246,7 @@ def test_rms_norm(n):
     rows, out, padded = as_rows(x), as_rows(np.zeros((5, n))), as_rows(weight[None])[0]
     run("norm.rms_f32", n_threads=2, step={"n_tokens": 5}, x=rows, weight=padded, out=out, n=n, eps=1e-5, ld_x=ld(rows),
         ld_out=ld(out))  # fmt: skip
-    np.testing.assert_allclose(
-        out[:, :n], naive.rms_norm(x, weight, float(np.float32(1e-5))), rtol=(n / 32 + 10) * ULP
-    )
+    np.testing.assert_allclose(out[:, :n], naive.rms_norm(x, weight, float(np.float32(1e-5))), rtol=(n / 32 + 10) * ULP)
     assert not out[:, n:].any()
 
 
@@ -311,9 +303,7 @@ def run_swiglu(kind: str, gate: np.ndarray, up: np.ndarray, n_threads: int = 1) 
     return out
 
 
-@pytest.mark.parametrize(
-    "n", [96, 172, 1100]
-)  # a segment is 512; stories260K has 172, which is no multiple of 32
+@pytest.mark.parametrize("n", [96, 172, 1100])  # a segment is 512; stories260K has 172, which is no multiple of 32
 def test_swiglu(n):
     """exp is right to 2 ulp (test_simd.py), and an add, a division and a product follow: 7 roundings are enough."""
     gate, up = random_activations(3, n) / 10, random_activations(3, n, seed=7)
@@ -406,9 +396,7 @@ def qkv(n_tokens: int, n_positions: int, n_head_kv: int, group: int, head_dim: i
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("head_dim", "group"), [(8, 1), (8, 20), (16, 3), (16, 8), (64, 1), (64, 4), (80, 8), (80, 3)]
-)
+@pytest.mark.parametrize(("head_dim", "group"), [(8, 1), (8, 20), (16, 3), (16, 8), (64, 1), (64, 4), (80, 8), (80, 3)])
 @pytest.mark.parametrize("n_past", [0, 250, 256, 511])
 def test_attention(kind, head_dim, group, n_past):
     """Scores here are below 8 and right to (head_dim + 3) roundings of sums below 40, so the weights are to 2e-4 in the
@@ -431,9 +419,7 @@ def test_one_position_gives_its_value(kind):
     q, k, v = qkv(1, 1, 1, 4, 16)
     attention = Attention(kind, 1, 16, 1)
     attention.store(k, v)
-    np.testing.assert_allclose(
-        attention.attend(q, 0)[0], np.repeat(v[0].astype(KINDS[kind]), 4, axis=0), rtol=2 * ULP
-    )
+    np.testing.assert_allclose(attention.attend(q, 0)[0], np.repeat(v[0].astype(KINDS[kind]), 4, axis=0), rtol=2 * ULP)
 
 
 def test_attention_to_scores_far_apart_takes_the_largest():
@@ -457,9 +443,7 @@ def test_the_cache_keeps_keys_and_values_rounded_to_nearest(kind):
         where, size = np.arange(i * POSITIONS, min(n, (i + 1) * POSITIONS)), POSITIONS * n_head_kv
         keys = block[cache.keys_at(1) :].view(dtype)[: size * head_dim].reshape(n_head_kv, -1, head_dim, 16)
         values = (
-            block[cache.values_at(1) :]
-            .view(dtype)[: size * cache.width]
-            .reshape(n_head_kv, POSITIONS, cache.width)
+            block[cache.values_at(1) :].view(dtype)[: size * cache.width].reshape(n_head_kv, POSITIONS, cache.width)
         )
         keys = keys.transpose(1, 3, 0, 2).reshape(POSITIONS, n_head_kv, head_dim)[: len(where)]
         values = values.transpose(1, 0, 2)[: len(where), :, :head_dim]

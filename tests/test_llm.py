@@ -2,6 +2,7 @@
 
 import pytest
 from conftest import shared
+from quant_files import requantized
 
 import qllama
 from qllama.errors import InputError
@@ -89,7 +90,7 @@ def test_an_end_token_ends_the_text(stories: LLM) -> None:
 
 
 def test_a_prompt_longer_than_the_context_is_refused_before_computing(stories: LLM) -> None:
-    with pytest.raises(InputError, match="the prompt has .* tokens, the context of 512 leaves no room"):
+    with pytest.raises(InputError, match=r"the prompt has .* tokens, the context of 512 leaves no room"):
         list(stories.generate("word " * 600, n_predict=1))
 
 
@@ -113,3 +114,22 @@ def test_kinds_of_cache(stories: LLM) -> None:
 
 def test_printed_plan(stories: LLM) -> None:
     assert "norm.rms_f32" in str(stories.plan)
+
+
+def test_q8_0_text_parts_only_where_the_model_is_undecided(tmp_path) -> None:
+    """Greedy text of the Q8_0 version: equal until two tokens are closer than the rounding moves logits."""
+    exact = LLM(shared("models/stories260K-f32.gguf"), n_threads=2)
+    rounded = LLM(requantized(shared("models/stories260K-f32.gguf"), "Q8_0", tmp_path / "q8_0.gguf"), n_threads=2)
+    ids = [exact.tokenizer.bos]
+    for position in range(200):
+        logits = exact.model.forward(ids[-1:], position)[0]
+        other = rounded.model.forward(ids[-1:], position)[0]
+        first, second = sorted(logits)[:-3:-1]
+        if other.argmax() != logits.argmax():
+            moved = abs(other - logits).max()
+            assert first - second < 2 * moved and moved < 0.5
+            break
+        ids.append(int(logits.argmax()))
+    assert len(ids) > 50
+    exact.close()
+    rounded.close()

@@ -206,17 +206,13 @@ def test_all_missing_tensors_are_told(tmp_path) -> None:
 @pytest.mark.parametrize("shape", [(32, 64), (64, 64, 1), (64,), (4096,)])
 def test_a_wrong_shape_is_told_with_the_right_one(tmp_path, shape) -> None:
     tensors = {**LLAMA_TENSORS, "blk.0.attn_k.weight": shape}
-    assert problems(tmp_path, tensors) == [
-        f"tensor blk.0.attn_k.weight has shape {list(shape)}, needed [64, 32]"
-    ]
+    assert problems(tmp_path, tensors) == [f"tensor blk.0.attn_k.weight has shape {list(shape)}, needed [64, 32]"]
 
 
 def test_an_extra_tensor_is_ignored_with_a_warning(tmp_path, caplog) -> None:
     path = write(tmp_path / "m.gguf", model(LLAMA, {**LLAMA_TENSORS, "blk.0.extra.weight": (64,)}))
     m = Model(path, n_threads=1)
-    assert any(
-        "1 tensors are not part of the model and are ignored: blk.0.extra.weight" in w for w in m.warnings
-    )
+    assert any("1 tensors are not part of the model and are ignored: blk.0.extra.weight" in w for w in m.warnings)
     m.close()
 
 

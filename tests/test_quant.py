@@ -114,9 +114,7 @@ def test_dequantize_takes_bytes_and_views():
     x = weights()
     blocks = quantize(x, "Q4_0")
     assert np.array_equal(dequantize(blocks.tobytes(), "Q4_0"), dequantize(blocks, "Q4_0"))
-    assert np.array_equal(
-        dequantize(blocks[::2], "Q4_0", (3, 1024)), dequantize(blocks, "Q4_0", x.shape)[::2]
-    )
+    assert np.array_equal(dequantize(blocks[::2], "Q4_0", (3, 1024)), dequantize(blocks, "Q4_0", x.shape)[::2])
 
 
 def test_quantize_takes_views():
@@ -186,9 +184,7 @@ def test_broken_blocks_are_refused(blocks, shape, reason):
         dequantize(blocks, "Q8_0", shape)
 
 
-@pytest.mark.parametrize(
-    ("name", "what"), [("IQ2_XXS", "not implemented"), ("Q9_Z", "unknown"), ("q8_0", "unknown")]
-)
+@pytest.mark.parametrize(("name", "what"), [("IQ2_XXS", "not implemented"), ("Q9_Z", "unknown"), ("q8_0", "unknown")])
 def test_other_types_are_refused_by_name(name, what):
     for call in (lambda: dequantize(b"", name), lambda: quantize(weights(), name)):
         with pytest.raises(InputError, match=f"^tensor type {name} is {what}; implemented: F32, F16"):
@@ -220,6 +216,4 @@ def test_dequantized_copy_holds_the_same_values_in_f32(tmp_path: Path):
     assert all(copy.fields[n].contents() == original.fields[n].contents() for n in names)
     for ours, theirs in zip(copy.tensors, original.tensors, strict=True):
         assert ours.tensor_type == GGMLQuantizationType.F32
-        assert np.array_equal(
-            ours.data.reshape(-1), dequantize(theirs.data.view(np.uint8), theirs.tensor_type.name)
-        )
+        assert np.array_equal(ours.data.reshape(-1), dequantize(theirs.data.view(np.uint8), theirs.tensor_type.name))

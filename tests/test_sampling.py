@@ -41,9 +41,7 @@ class RecordedTokenizer:
         return recorded()["tokenized"][text.decode()]
 
 
-def left_by(
-    names: list[str], options: dict[str, Any], logits: np.ndarray, history: list[int]
-) -> dict[int, float]:
+def left_by(names: list[str], options: dict[str, Any], logits: np.ndarray, history: list[int]) -> dict[int, float]:
     """Token -> logit of what samplers leave; a logit of -inf is not left."""
     state = State(len(logits), RecordedTokenizer(), options.get("min_keep", 0), history=history)
     c = Candidates.of(logits)
@@ -448,9 +446,7 @@ REFUSED = [
 def test_bad_values_are_refused_by_name(name: str, value: Any, message: str) -> None:
     with pytest.raises(InputError) as error:
         build({name: value})
-    assert str(error.value).startswith("--" + name.replace("_", "-") + ": found ") and message in str(
-        error.value
-    )
+    assert str(error.value).startswith("--" + name.replace("_", "-") + ": found ") and message in str(error.value)
 
 
 def test_unknown_options_and_tokens_are_refused() -> None:

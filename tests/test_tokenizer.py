@@ -193,9 +193,7 @@ def test_ordinary_text_never_becomes_a_control_token() -> None:
 
 
 def test_unused_tokens_are_neither_made_nor_shown() -> None:
-    spm = tokenizer(
-        ("a", NORMAL, -3), ("b", NORMAL, -3), ("ab", UNUSED, -1), ("aba", NORMAL, -2), **NO_PREFIX
-    )
+    spm = tokenizer(("a", NORMAL, -3), ("b", NORMAL, -3), ("ab", UNUSED, -1), ("aba", NORMAL, -2), **NO_PREFIX)
     assert spm.encode("ab aba", add_special=False) == [FIRST, FIRST + 1, *b"\xe5\x99\x84", FIRST + 3]
     assert spm.token_bytes(FIRST + 2, special=True) == b""
 
@@ -232,9 +230,7 @@ def test_long_text_of_one_character(char: str) -> None:
 
 def test_ids_out_of_range() -> None:
     for id in (-1, 2048):
-        with pytest.raises(
-            InputError, match=f"token id {id} is out of range: the vocabulary has 2048 tokens"
-        ):
+        with pytest.raises(InputError, match=f"token id {id} is out of range: the vocabulary has 2048 tokens"):
             books().decode([1, id])
         with pytest.raises(InputError, match="out of range"):
             StreamDecoder(books()).push(id)
@@ -345,9 +341,7 @@ def test_refused(changes: dict, reason: str) -> None:
 
 @pytest.mark.parametrize("token", ["<0x-1>", "<0x0a>", "<0x0A> ", "<0x100>", "0x0A", "\x1b[2J"])
 def test_byte_tokens_are_strict(token: str) -> None:
-    with pytest.raises(
-        FileError, match=r"token 259 has the type of a byte, but is '[^\x1b]*', must be like <0x0A>"
-    ):
+    with pytest.raises(FileError, match=r"token 259 has the type of a byte, but is '[^\x1b]*', must be like <0x0A>"):
         tokenizer((token, BYTE, 0))
 
 

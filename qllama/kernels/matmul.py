@@ -8,7 +8,7 @@ from typing import Any
 
 from qllama.jit import function, register
 from qllama.kernels.layouts import LAYOUTS, PANEL
-from qllama.kernels.rows import take
+from qllama.kernels.rows import take, take_share
 from qllama.simd import load_i32, tile, tile_add_to, tile_store
 
 
@@ -52,30 +52,30 @@ def _pack(pack_block: Any, file_bytes: int, packed_bytes: int) -> Callable[..., 
 
 
 def _matmul(times: Any, tokens: int, packed_bytes: int) -> Callable[..., Any]:
+    @function
+    def panels(like, w, x, out, n_block, ld_x, ld_out, add, first, last):
+        """Panels first..last times the tokens of a tile (of the type of `like`)."""
+        for p in range(first, last):
+            at = w + p * n_block * packed_bytes
+            times(like, at, x, ld_x, out + p * PANEL * 4, ld_out, n_block, add)
+
     def matmul(job, n_rows, w, x, out, n_block, n_panel, ld_x, ld_out, add, grain):
-        """out[t] (+)= W x[t]. A few panels at a time, which stay in the cache while the tokens go by."""
+        """out[t] (+)= W x[t]. With many tokens a few panels at a time, which stay in the cache while tokens go by."""
+        if n_rows == 1:
+            first, last = take_share(job, n_panel)
+            while first < n_panel:
+                panels(tile(1), w, x, out, n_block, ld_x, ld_out, add, first, last)
+                first, last = take_share(job, n_panel)
+            return
         first = take(job, n_panel, grain)
         while first < n_panel:
             last = min(first + grain, n_panel)
             t = 0
             while t + tokens <= n_rows:
-                for p in range(first, last):
-                    to = out + t * ld_out + p * PANEL * 4
-                    times(
-                        tile(tokens),
-                        w + p * n_block * packed_bytes,
-                        x + t * ld_x,
-                        ld_x,
-                        to,
-                        ld_out,
-                        n_block,
-                        add,
-                    )
+                panels(tile(tokens), w, x + t * ld_x, out + t * ld_out, n_block, ld_x, ld_out, add, first, last)
                 t += tokens
             while t < n_rows:
-                for p in range(first, last):
-                    to = out + t * ld_out + p * PANEL * 4
-                    times(tile(1), w + p * n_block * packed_bytes, x + t * ld_x, ld_x, to, ld_out, n_block, add)
+                panels(tile(1), w, x + t * ld_x, out + t * ld_out, n_block, ld_x, ld_out, add, first, last)
                 t += 1
             first = take(job, n_panel, grain)
 

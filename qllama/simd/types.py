@@ -36,13 +36,13 @@ class Tile(types.Type):
 
 @register_model(Vec)
 class VecModel(models.PrimitiveModel):
-    def __init__(self, manager, vec):  # type: ignore[no-untyped-def]
+    def __init__(self, manager, vec):
         super().__init__(manager, vec, vector(vec.lane, vec.n))
 
 
 @register_model(Tile)
 class TileModel(models.PrimitiveModel):
-    def __init__(self, manager, tile):  # type: ignore[no-untyped-def]
+    def __init__(self, manager, tile):
         super().__init__(manager, tile, ir.ArrayType(vector(tile.vec.lane, tile.vec.n), tile.t))
 
 

@@ -303,18 +303,18 @@ def array_of(b: ir.IRBuilder, values: list[ir.Value]) -> ir.Value:
 
 
 @tile_primitive
-def tile_splat_i32(b, t, _like: tile_f32, base: addr, stride: addr) -> tile_i32:  # type: ignore[valid-type]
+def tile_splat_i32(b, t, _like: tile_f32, base: addr, stride: addr) -> tile_i32:
     """An int32 tile: each token's scalar in all lanes."""
     return array_of(b, [load_splat(b, offset(b, base, stride, i), I32, 16) for i in range(t)])
 
 
 @tile_primitive
-def tile_shl(b, t, x: tile_i32, n: i32) -> tile_i32:  # type: ignore[valid-type]
+def tile_shl(b, t, x: tile_i32, n: i32) -> tile_i32:
     return array_of(b, [b.shl(b.extract_value(x, i), splat(b, n, 16)) for i in range(t)])
 
 
 @tile_primitive
-def tile_sub_i32(b, t, x: tile_i32, y: tile_i32) -> tile_i32:  # type: ignore[valid-type]
+def tile_sub_i32(b, t, x: tile_i32, y: tile_i32) -> tile_i32:
     return array_of(b, [b.sub(b.extract_value(x, i), b.extract_value(y, i)) for i in range(t)])
 
 
@@ -324,7 +324,7 @@ def _activations(b: ir.IRBuilder, base: ir.Value, stride: ir.Value, i: int) -> i
 
 
 @tile_primitive
-def tile_dot_small(b, t, acc: tile_i32, w: i8x64, base: addr, stride: addr) -> tile_i32:  # type: ignore[valid-type]
+def tile_dot_small(b, t, acc: tile_i32, w: i8x64, base: addr, stride: addr) -> tile_i32:
     """acc + w . activations for 16 rows x 4 columns; weights 0..127."""
     return array_of(
         b,
@@ -333,7 +333,7 @@ def tile_dot_small(b, t, acc: tile_i32, w: i8x64, base: addr, stride: addr) -> t
 
 
 @tile_primitive
-def tile_dot_8(b, t, acc: tile_i32, w: i8x64, base: addr, stride: addr) -> tile_i32:  # type: ignore[valid-type]
+def tile_dot_8(b, t, acc: tile_i32, w: i8x64, base: addr, stride: addr) -> tile_i32:
     """The same for 8-bit weights stored with the target's bias."""
     return array_of(
         b, [target.dot_8(b, b.extract_value(acc, i), w, _activations(b, base, stride, i)) for i in range(t)]
@@ -341,7 +341,7 @@ def tile_dot_8(b, t, acc: tile_i32, w: i8x64, base: addr, stride: addr) -> tile_
 
 
 @tile_primitive
-def tile_scale(b, t, total: tile_f32, acc: tile_i32, d: f32x16, base: addr, stride: addr) -> tile_f32:  # type: ignore[valid-type]
+def tile_scale(b, t, total: tile_f32, acc: tile_i32, d: f32x16, base: addr, stride: addr) -> tile_f32:
     """total + acc * (d * the token's scale): the one float operation of a block."""
     out = []
     for i in range(t):
@@ -351,7 +351,7 @@ def tile_scale(b, t, total: tile_f32, acc: tile_i32, d: f32x16, base: addr, stri
 
 
 @tile_primitive
-def tile_fma(b, t, total: tile_f32, v: f32x16, base: addr, stride: addr) -> tile_f32:  # type: ignore[valid-type]
+def tile_fma(b, t, total: tile_f32, v: f32x16, base: addr, stride: addr) -> tile_f32:
     """total + v * the token's scalar."""
     out = []
     for i in range(t):
@@ -361,13 +361,13 @@ def tile_fma(b, t, total: tile_f32, v: f32x16, base: addr, stride: addr) -> tile
 
 
 @tile_primitive
-def tile_store(b, t, x: tile_f32, base: addr, stride: addr) -> types.void:  # type: ignore[valid-type]
+def tile_store(b, t, x: tile_f32, base: addr, stride: addr) -> types.void:
     for i in range(t):
         b.store(b.extract_value(x, i), pointer(b, offset(b, base, stride, i), F32x16), align=4)
 
 
 @tile_primitive
-def tile_add_to(b, t, x: tile_f32, base: addr, stride: addr) -> types.void:  # type: ignore[valid-type]
+def tile_add_to(b, t, x: tile_f32, base: addr, stride: addr) -> types.void:
     """Add each token's vector to the 16 floats at its address."""
     for i in range(t):
         p = pointer(b, offset(b, base, stride, i), F32x16)

@@ -3,6 +3,7 @@
 from qllama.errors import FileError
 from qllama.metadata import Metadata
 from qllama.tokenizer.base import Tokenizer
+from qllama.tokenizer.bpe import BytePairTokenizer
 from qllama.tokenizer.spm import SentencePieceTokenizer
 from qllama.tokenizer.stream import StreamDecoder
 from qllama.tokenizer.vocab import Vocabulary
@@ -10,7 +11,7 @@ from qllama.tokenizer.vocab import Vocabulary
 __all__ = ["TOKENIZERS", "StreamDecoder", "Tokenizer", "Vocabulary", "load_tokenizer"]
 
 # By tokenizer.ggml.model.
-TOKENIZERS: dict[str, type[Tokenizer]] = {"llama": SentencePieceTokenizer}
+TOKENIZERS: dict[str, type[Tokenizer]] = {"llama": SentencePieceTokenizer, "gpt2": BytePairTokenizer}
 
 
 def load_tokenizer(metadata: Metadata) -> Tokenizer:

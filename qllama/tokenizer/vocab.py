@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from qllama.metadata import Metadata, short
+from qllama.tokenizer.pre import PRE_TOKENIZERS, PreTokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
@@ -27,16 +28,21 @@ END_MARKERS = """
 class Defaults:
     """What holds where a file is silent."""
 
-    bos: int
-    eos: int
-    unk: int
-    add_bos: bool
-    add_eos: bool
+    bos: int | None
+    eos: int | None
+    unk: int | None
+    add_bos: bool  # of byte-level BPE the pre-tokenizer says it
     add_space_prefix: bool
 
 
-# By tokenizer.ggml.model; llama.cpp's values.
-DEFAULTS = {"llama": Defaults(bos=1, eos=2, unk=0, add_bos=True, add_eos=False, add_space_prefix=True)}
+# By tokenizer.ggml.model; llama.cpp's values, except that its gpt2 takes token 11 for BOS and EOS, which is
+# right for Falcon and a comma elsewhere.
+DEFAULTS = {
+    "llama": Defaults(bos=1, eos=2, unk=0, add_bos=True, add_space_prefix=True),
+    "gpt2": Defaults(bos=None, eos=None, unk=None, add_bos=False, add_space_prefix=False),
+}
+
+BYTE_PAIR = ("gpt2",)  # the kinds that have merges and a pre-tokenizer
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Vocabulary:
 
     path: str  # of the file, for messages
     model: str  # tokenizer.ggml.model
-    tokens: list[bytes]  # as stored: SentencePiece writes a space as U+2581; need not be UTF-8
+    tokens: list[bytes]  # as stored: a space is U+2581 in SentencePiece, U+0120 in BPE; need not be UTF-8
     types: np.ndarray  # (n_vocab,) int32: NORMAL to BYTE
     scores: np.ndarray | None  # (n_vocab,) float32 without NaN
     ids: dict[bytes, int]  # of each text its first id; empty texts left out
@@ -58,20 +64,25 @@ class Vocabulary:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
+    pre: PreTokenizer | None  # how byte-level BPE cuts words; None for other kinds
+    merges: list[bytes]  # of BPE: `left right` each, in the order they are made; the first of equals counts
     rstrip: frozenset[int]  # special tokens that swallow the white space after them
     warnings: list[str]
 
     @property
     def special(self) -> list[int]:
-        """The ids that are looked for in raw text: control, unknown and user-defined tokens."""
-        return _special(self.types)
+        """The ids that are looked for in raw text: control, unknown and user-defined tokens, end markers."""
+        return sorted({*_special(self.types), *self._end_markers})
 
     @property
     def eog(self) -> frozenset[int]:
         """The ids that end a generation: EOS, EOT, EOM and control tokens with the name of an end marker."""
-        named = {self.ids[name] for name in END_MARKERS if name in self.ids}
-        ends = {id for id in named if self.types[id] == CONTROL}
+        ends = {id for id in self._end_markers if self.types[id] == CONTROL}
         return frozenset(ends | {id for id in (self.eos, self.eot, self.eom) if id is not None})
+
+    @property
+    def _end_markers(self) -> set[int]:
+        return {self.ids[name] for name in END_MARKERS if name in self.ids}
 
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> "Vocabulary":
@@ -86,6 +97,7 @@ class Vocabulary:
         ids = reader.first_ids(tokens)
         types = reader.types(ids)
         bos, eos = reader.id("bos", default.bos), reader.id("eos", default.eos)
+        pre = reader.pre() if model in BYTE_PAIR else None
         return cls(
             path=metadata.path,
             model=model,
@@ -99,9 +111,11 @@ class Vocabulary:
             eom=reader.id("eom"),
             unk=reader.id("unknown", default.unk),
             pad=reader.id("padding"),
-            add_bos=reader.adds("bos", default.add_bos, bos),
-            add_eos=reader.adds("eos", default.add_eos, eos),
+            add_bos=reader.adds("bos", pre.add_bos if pre else default.add_bos, bos),
+            add_eos=reader.adds("eos", False, eos),
             add_space_prefix=metadata.boolean("tokenizer.ggml.add_space_prefix", default.add_space_prefix),
+            pre=pre,
+            merges=reader.merges(ids) if pre else [],
             rstrip=_rstrip(metadata.text("general.name", ""), tokens, types),
             warnings=reader.warnings,
         )
@@ -168,6 +182,29 @@ class _Reader:
         ends = [ids[name] for name in END_MARKERS if name in ids]
         types[[id for id in ends if types[id] == USER_DEFINED]] = CONTROL
         return types
+
+    def pre(self) -> PreTokenizer:
+        key = "tokenizer.ggml.pre"
+        if key not in self.metadata:
+            self.warn(f"no {key}: text is cut into words by the rule 'default', perhaps not as the model knows it")
+        name = self.metadata.text(key, "default")
+        if name not in PRE_TOKENIZERS:
+            raise self.metadata.error(key, "is no pre-tokenizer that is known here")
+        return PRE_TOKENIZERS[name]
+
+    def merges(self, ids: dict[bytes, int]) -> list[bytes]:
+        key = "tokenizer.ggml.merges"
+        merges = self.metadata.array(key, ("str",)).to_list()
+        pieces = [piece for merge in merges for piece in merge.split(b" ", 1)]
+        distinct = set(pieces)
+        if len(pieces) < 2 * len(merges) or b"" in distinct:
+            index = next(i for i, merge in enumerate(merges) if not all(merge.partition(b" ")))
+            what = f"merge {index} is {quoted(merges[index])}"
+            raise self.metadata.error(key, f"{what}, must be two pieces with a space between")
+        unknown = distinct - ids.keys()
+        if unknown:
+            self.warn(f"{len(unknown)} pieces of {key} are no tokens, such as {quoted(min(unknown))}")
+        return merges
 
     def scores(self) -> np.ndarray | None:
         key = "tokenizer.ggml.scores"
