@@ -15,7 +15,7 @@ from qllama.errors import QllamaError
 from qllama.kernels import ctl
 
 SLICE_NS = 50_000_000
-KERNELS = ("tape.lead", "tape.work", "tape.announce")
+KERNELS = ("tape.call", "tape.lead", "tape.rest", "tape.work", "tape.dismiss")
 
 
 def aligned(n: int, dtype: type = np.uint8, alignment: int = 64) -> np.ndarray:
@@ -53,24 +53,29 @@ class Team:
             self._set(at, value)
         self._set(ctl.INDEX, 0)
         self._set(ctl.FAILED, 0)
-        while self._get(ctl.INDEX) < len(tape):
-            self._set(ctl.DEADLINE, time.monotonic_ns() + SLICE_NS)
-            self._announce()
-            self._native("tape.lead", 0)
-            if self._get(ctl.FAILED):
-                raise QllamaError(f"operation {self._get(ctl.FAILED) - 1} of the plan failed")
+        try:
+            while self._get(ctl.INDEX) < len(tape):
+                self._set(ctl.DEADLINE, time.monotonic_ns() + SLICE_NS)
+                self._call_workers()
+                self._native("tape.lead", 0)
+                if self._get(ctl.FAILED):
+                    raise QllamaError(f"operation {self._get(ctl.FAILED) - 1} of the plan failed")
+        except BaseException:
+            self._native("tape.rest", 0)
+            raise
 
     def close(self) -> None:
         """Send the workers home."""
         if self._threads:
-            self._set(ctl.N_OPS, -1)
-            self._announce()
+            self._call_workers()
+            self._native("tape.dismiss", 0)
             for thread in self._threads:
                 thread.join()
             self._threads = []
 
     def _start(self) -> None:
-        self._set(ctl.JOB, 0)
+        self._set(ctl.GO, 0)
+        self._set(ctl.AWAKE, 0)
         self._ctl[ctl.SLEEPERS // 8 :] = 0
         for tid in range(1, self.n_threads):
             thread = threading.Thread(target=self._work, args=(tid,), name=f"qllama-{tid}", daemon=True)
@@ -80,12 +85,13 @@ class Team:
     def _work(self, tid: int) -> None:
         while True:
             self._native("tape.work", tid)
-            if self._get(ctl.JOB) < 0:
+            if self._get(ctl.GO) < 0:
                 return
             self._wake[tid].acquire()
 
-    def _announce(self) -> None:
-        self._native("tape.announce", 0)
+    def _call_workers(self) -> None:
+        """Wake the workers that sleep. Ctrl-C may come at any place in here: a slice begins in tape.lead only."""
+        self._native("tape.call", 0)
         for tid in range(1, self.n_threads):
             if self._get(ctl.SLEEPERS + 64 * tid + 16):
                 self._wake[tid].release()

@@ -146,7 +146,7 @@ def test_a_run_with_cached_kernels_does_not_load_numba() -> None:
 
 
 def test_ctrl_c_keeps_the_text_and_exits_with_130() -> None:
-    command = [*QLLAMA, "run", str(stories()), "-p", "", "-n", "-1", "--ignore-eos", "-c", "1000000"]
+    command = [*QLLAMA, "run", stories(), "-p", "", "-n", "-1", "--ignore-eos", "-c", "1000000", "--temp", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     head = process.stdout.read(20)

@@ -119,14 +119,14 @@ def test_a_step_cut_into_slices_does_every_row_once(workers, monkeypatch):
     """A slice ends between two rows of an operation; the next goes on there."""
     slices = 0
 
-    def announce() -> None:
+    def call_workers() -> None:
         nonlocal slices
         slices += 1
-        Team._announce(workers)
+        Team._call_workers(workers)
 
     counting = Counting(3, n=1 << 16)
     monkeypatch.setattr(team, "SLICE_NS", 200_000)
-    monkeypatch.setattr(workers, "_announce", announce)
+    monkeypatch.setattr(workers, "_call_workers", call_workers)
     for _ in range(5):
         counting.check(workers)
     assert slices > 5, "no step was cut"
@@ -182,7 +182,7 @@ def test_ctrl_c_at_any_moment_leaves_a_team_that_works():
     """Between short steps too, when threads are being told of one and Python code runs. It would hang, so it has a
     process of its own."""
     here = str(Path(__file__).parent)
-    subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=here, check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=here, check=True, timeout=20)
 
 
 # ---- failures

@@ -7,10 +7,11 @@ to the next meeting are a group: they are independent, and a thread goes on to t
 from qllama.jit import COUNTER, function, kernel
 from qllama.kernels.ctl import (
     ARRIVED,
+    AWAKE,
     FAILED,
     GENERATION,
+    GO,
     INDEX,
-    JOB,
     LEFT,
     N_OPS,
     N_THREADS,
@@ -93,8 +94,36 @@ def walk(ctl, tid):
 
 
 @kernel
+def call(ctl, tid):
+    """The first half of starting a slice: workers stay awake from now on.
+
+    The third word of a worker's line then says whether it sleeps and has to be woken from Python. If Ctrl-C comes
+    before the second half, nothing is lost: the workers only wait.
+    """
+    atomic_exchange(ctl + AWAKE, 1)
+    for t in range(1, load_i64(ctl + N_THREADS)):
+        mine = ctl + SLEEPERS + 64 * t
+        store_i64(mine + 16, atomic_add(mine, 0))
+
+
+@kernel
+def rest(ctl, tid):
+    """Workers may sleep again."""
+    atomic_store(ctl + AWAKE, 0)
+
+
+@kernel
+def dismiss(ctl, tid):
+    """Workers go home."""
+    atomic_store(ctl + GO, -1)
+
+
+@kernel
 def lead(ctl, tid):
-    """Thread 0's part of a step: run, then wait until every worker has left the tape."""
+    """Thread 0's part of a slice: let the workers go, walk, and wait until every worker has left the tape."""
+    store_i64(ctl + STOP, 0)
+    atomic_store(ctl + PAUSE, 0)
+    atomic_store(ctl + GO, load_i64(ctl + GO) + 1)
     walk(ctl, tid)
     workers = load_i64(ctl + N_THREADS) - 1
     n = 0
@@ -105,43 +134,30 @@ def lead(ctl, tid):
         else:
             pause()
     store_i64(ctl + LEFT, 0)
+    atomic_store(ctl + AWAKE, 0)
 
 
 @kernel
 def work(ctl, tid):
-    """A worker: steps as they are announced, until it has waited too long (then it must sleep) or is dismissed.
+    """A worker: slices as they come, until it has waited too long (then it must sleep, in Python) or is dismissed.
 
-    The worker's line at SLEEPERS has its sleeping flag and the last announcement it saw. Setting the flag and looking
-    once more before returning is what makes a wake-up impossible to miss: the leader announces first and looks at the
-    flags after that, and both do so by sequentially consistent read-modify-writes.
+    A wake-up cannot be missed: the worker sets its sleeping flag and looks at AWAKE after that, the leader sets AWAKE
+    and looks at the flags after that, all by sequentially consistent read-modify-writes. One of them sees the other. A
+    wake-up too many only makes a later sleep short.
     """
     mine = ctl + SLEEPERS + 64 * tid
+    atomic_exchange(mine, 0)
     while True:
         seen = load_i64(mine + 8)
-        if not wait_for_change(ctl + JOB, seen, IDLE_SPINS):
-            atomic_exchange(mine, 1)
-            if atomic_add(ctl + JOB, 0) == seen:
-                return
-            if atomic_exchange(mine, 0) == 0:
-                return  # the leader has already released the semaphore: it has to be acquired
-        job = atomic_load(ctl + JOB)
-        if job < 0:
+        while not wait_for_change(ctl + GO, seen, IDLE_SPINS):
+            if atomic_load(ctl + AWAKE) == 0:
+                atomic_exchange(mine, 1)
+                if atomic_add(ctl + AWAKE, 0) == 0:
+                    return
+                atomic_exchange(mine, 0)
+        go = atomic_load(ctl + GO)
+        if go < 0:
             return
-        store_i64(mine + 8, job)
+        store_i64(mine + 8, go)
         walk(ctl, tid)
         atomic_add(ctl + LEFT, 1)
-
-
-@kernel
-def announce(ctl, tid):
-    """Tell the workers that there is a step (or, if N_OPS is negative, that there will be none).
-
-    Afterwards the third word of a worker's line says whether it slept and has to be woken from Python.
-    """
-    job = load_i64(ctl + JOB)
-    store_i64(ctl + STOP, 0)
-    atomic_store(ctl + PAUSE, 0)
-    atomic_exchange(ctl + JOB, -1 if load_i64(ctl + N_OPS) < 0 else job + 1)
-    for t in range(1, load_i64(ctl + N_THREADS)):
-        mine = ctl + SLEEPERS + 64 * t
-        store_i64(mine + 16, atomic_exchange(mine, 0))

@@ -11,11 +11,10 @@ import numpy as np
 
 from qllama.errors import FileError
 from qllama.tokenizer.base import Tokenizer
-from qllama.tokenizer.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary, quoted
+from qllama.tokenizer.vocab import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
 SPACE = "▁".encode()
 MAX_PIECE_BYTES = 7999  # of the library
-_BYTE = re.compile(rb"<0x[0-9A-F]{2}>")
 _PLACEHOLDER = b"\xff%d"  # no UTF-8, so no text has it
 
 # How llama.cpp cuts text that is not UTF-8 into characters: the first byte alone gives their length. A run of
@@ -67,11 +66,7 @@ def _byte_ids(vocabulary: Vocabulary) -> list[int]:
     """The id of each of the 256 bytes."""
     ids: dict[bytes, int] = {}
     for id in np.flatnonzero(vocabulary.types == BYTE).tolist():
-        token = vocabulary.tokens[id]
-        if not _BYTE.fullmatch(token):
-            what = f"token {id} has the type of a byte, but is {quoted(token)}"
-            raise FileError(vocabulary.path, f"{what}, must be like <0x0A>")
-        ids.setdefault(token, id)
+        ids.setdefault(vocabulary.tokens[id], id)
     wanted = [b"<0x%02X>" % byte for byte in range(256)]
     missing = [token.decode() for token in wanted if token not in ids]
     if missing:

@@ -4,17 +4,20 @@ Knows the `tokenizer.ggml.*` keys and what llama.cpp makes of missing or damaged
 tokens is left to the tokenizers.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from qllama.errors import FileError
 from qllama.metadata import Metadata, short
 from qllama.tokenizer.pre import PRE_TOKENIZERS, PreTokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 MAX_TOKEN_BYTES = 64 << 10
+_BYTE = re.compile(rb"<0x[0-9A-F]{2}>")
 
 # Names of tokens that end a text or a turn. Files do not mark them, so llama.cpp goes by these names too.
 END_MARKERS = """
@@ -22,6 +25,18 @@ END_MARKERS = """
     <end_of_turn> <end_of_utterance> <turn|> <|tool_response> <|return|> <|call|> <|calls|> <|flush|>
     <｜end▁of▁sentence｜> [e~[
 """.encode().split()
+
+# Names of tokens in prompts that ask for what is missing between two texts, by their part there; looked for
+# where the file gives no id. A model that writes one of FILL_ENDS has begun another text.
+FILL_MARKERS = {
+    "fim_pre": "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>",
+    "fim_suf": "<|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>",
+    "fim_mid": "<|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> <|middle|>",
+    "fim_pad": "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]",
+    "fim_rep": "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>",
+    "fim_sep": "<|file_sep|>",
+}
+FILL_ENDS = ("fim_pad", "fim_rep", "fim_sep")
 
 
 @dataclass(frozen=True)
@@ -66,23 +81,10 @@ class Vocabulary:
     add_space_prefix: bool
     pre: PreTokenizer | None  # how byte-level BPE cuts words; None for other kinds
     merges: list[bytes]  # of BPE: `left right` each, in the order they are made; the first of equals counts
+    special: list[int]  # looked for in raw text: control, unknown and user-defined tokens, and markers
+    eog: frozenset[int]  # what ends a generation: EOS, EOT, EOM and control tokens that END_MARKERS names
     rstrip: frozenset[int]  # special tokens that swallow the white space after them
     warnings: list[str]
-
-    @property
-    def special(self) -> list[int]:
-        """The ids that are looked for in raw text: control, unknown and user-defined tokens, end markers."""
-        return sorted({*_special(self.types), *self._end_markers})
-
-    @property
-    def eog(self) -> frozenset[int]:
-        """The ids that end a generation: EOS, EOT, EOM and control tokens with the name of an end marker."""
-        ends = {id for id in self._end_markers if self.types[id] == CONTROL}
-        return frozenset(ends | {id for id in (self.eos, self.eot, self.eom) if id is not None})
-
-    @property
-    def _end_markers(self) -> set[int]:
-        return {self.ids[name] for name in END_MARKERS if name in self.ids}
 
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> "Vocabulary":
@@ -95,8 +97,10 @@ class Vocabulary:
         default = DEFAULTS[model]
         tokens = reader.tokens()
         ids = reader.first_ids(tokens)
-        types = reader.types(ids)
+        types = reader.types(tokens)
         bos, eos = reader.id("bos", default.bos), reader.id("eos", default.eos)
+        eot, eom = reader.id("eot"), reader.id("eom")
+        markers, ends = reader.markers(ids, types)
         pre = reader.pre() if model in BYTE_PAIR else None
         return cls(
             path=metadata.path,
@@ -107,8 +111,8 @@ class Vocabulary:
             ids=ids,
             bos=bos,
             eos=eos,
-            eot=reader.id("eot"),
-            eom=reader.id("eom"),
+            eot=eot,
+            eom=eom,
             unk=reader.id("unknown", default.unk),
             pad=reader.id("padding"),
             add_bos=reader.adds("bos", pre.add_bos if pre else default.add_bos, bos),
@@ -116,6 +120,8 @@ class Vocabulary:
             add_space_prefix=metadata.boolean("tokenizer.ggml.add_space_prefix", default.add_space_prefix),
             pre=pre,
             merges=reader.merges(ids) if pre else [],
+            special=sorted({*_special(types), *markers}),
+            eog=frozenset(ends | {id for id in (eos, eot, eom) if id is not None}),
             rstrip=_rstrip(metadata.text("general.name", ""), tokens, types),
             warnings=reader.warnings,
         )
@@ -128,6 +134,14 @@ def quoted(token: bytes) -> str:
 
 def _special(types: np.ndarray) -> list[int]:
     return np.flatnonzero(np.isin(types, (CONTROL, UNKNOWN, USER_DEFINED))).tolist()
+
+
+def _end_names(ids: dict[bytes, int]) -> set[bytes]:
+    names = {name for name in END_MARKERS if name in ids}
+    # In gpt-oss and Solar Open <|end|> ends a part of the answer; their other markers tell. As in llama.cpp.
+    if names >= {b"<|return|>", b"<|call|>"} or (b"<|flush|>" in names and names & {b"<|call|>", b"<|calls|>"}):
+        names.discard(b"<|end|>")
+    return names
 
 
 def _rstrip(model_name: str, tokens: list[bytes], types: np.ndarray) -> frozenset[int]:
@@ -171,17 +185,38 @@ class _Reader:
             self.warn(f"{n_repeated} duplicate tokens, the first of each is used: {first}")
         return ids
 
-    def types(self, ids: dict[bytes, int]) -> np.ndarray:
+    def types(self, tokens: list[bytes]) -> np.ndarray:
         types = self.per_token("tokenizer.ggml.token_type", "i32", np.full(self.n_vocab, NORMAL, np.int32))
         undefined = np.flatnonzero((types < NORMAL) | (types > BYTE))
         if len(undefined):
             first = f"token {undefined[0]} has type {types[undefined[0]]}"
             self.warn(f"{len(undefined)} tokens of unknown type, taken as normal: {first}")
             types[undefined] = NORMAL
-        # Phi-3 files have </s> as user-defined, to be found in any text; llama.cpp, too, overrides that.
-        ends = [ids[name] for name in END_MARKERS if name in ids]
-        types[[id for id in ends if types[id] == USER_DEFINED]] = CONTROL
+        for id in np.flatnonzero(types == BYTE).tolist():
+            if not _BYTE.fullmatch(tokens[id]):
+                what = f"token {id} has the type of a byte, but is {quoted(tokens[id])}"
+                raise FileError(self.metadata.path, f"{what}, must be like <0x0A>")
         return types
+
+    def markers(self, ids: dict[bytes, int], types: np.ndarray) -> tuple[set[int], set[int]]:
+        """The tokens that have the name of a marker, and the markers that end a generation.
+
+        User-defined ones become control tokens: Phi-3 has </s> so, to be found in any text. llama.cpp, too,
+        overrides that.
+        """
+        given = {part: id for part in FILL_MARKERS if (id := self.id(part)) is not None}
+        found = {
+            part: ids[name]
+            for part, names in FILL_MARKERS.items()
+            if part not in given
+            for name in reversed(names.encode().split())
+            if name in ids
+        }
+        ends = {ids[name] for name in _end_names(ids)} | {found[part] for part in FILL_ENDS if part in found}
+        named = ends | set(found.values())
+        types[[id for id in named if types[id] == USER_DEFINED]] = CONTROL
+        ends = {id for id in ends if types[id] == CONTROL}
+        return named, ends | {given[part] for part in FILL_ENDS if part in given}
 
     def pre(self) -> PreTokenizer:
         key = "tokenizer.ggml.pre"

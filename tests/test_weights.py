@@ -1,0 +1,144 @@
+"""Packing the tensors of a file: every slice of every type, by any number of threads, and the memory it takes."""
+
+import mmap
+from pathlib import Path
+
+import naive
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+from gguf.quants import dequantize
+from kernel_runner import lookup, pack, team
+from test_kernels import random_blocks
+
+from qllama import cpu, weights
+from qllama.errors import QllamaError
+from qllama.gguf import GGUF, open_gguf
+from qllama.kernels.layouts import LAYOUTS
+from qllama.plan import Weight
+
+# Rows that fill the last panel of 32, leave one row for it, and are fewer than one.
+HEIGHTS = {"F32": 64, "F16": 33, "BF16": 7, "Q8_0": 129, "Q4_0": 100, "Q6_K": 200}
+N_IN = 512
+assert HEIGHTS.keys() == LAYOUTS.keys()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with one matrix of each type, named as its type."""
+    out = tmp_path_factory.mktemp("weights") / "types.gguf"
+    writer = GGUFWriter(out, "llama")
+    for name, n_out in HEIGHTS.items():
+        writer.add_tensor(name, random_blocks(name, n_out, N_IN), raw_dtype=GGMLQuantizationType[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+def declared() -> list[Weight]:
+    return [Weight(name, LAYOUTS[name], n_out, N_IN) for name, n_out in HEIGHTS.items()]
+
+
+def check(path: Path, packed: list[Weight]) -> None:
+    """Every row of every matrix is what gguf-py reads."""
+    for tensor in GGUFReader(path).tensors:
+        (weight,) = [w for w in packed if w.name == tensor.name]
+        got = lookup(weight.name, weight, N_IN, list(range(weight.n_out)))
+        expected = dequantize(np.asarray(tensor.data), tensor.tensor_type)
+        assert got.tobytes() == np.ascontiguousarray(expected, np.float32).tobytes(), weight.name
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 4])
+@pytest.mark.parametrize("slice_bytes", [1, 50_000, weights.SLICE])
+def test_packed_weights_have_the_values_of_the_file(n_threads, slice_bytes, path, monkeypatch):
+    monkeypatch.setattr(weights, "SLICE", slice_bytes)
+    with open_gguf(path) as gguf:
+        packed = declared()
+        memory = weights.pack(gguf, packed, team(n_threads))
+    check(path, packed)  # the file is closed: nothing of it is used any more
+    assert memory.nbytes >= weights.total_bytes(packed)
+
+
+def test_progress_counts_the_bytes_of_the_file(path, monkeypatch):
+    monkeypatch.setattr(weights, "SLICE", 50_000)
+    seen: list[tuple[int, int]] = []
+    with open_gguf(path) as gguf:
+        weights.pack(gguf, declared(), team(1), lambda *done: seen.append(done))
+    total = sum(t.n_bytes for t in GGUFReader(path).tensors)
+    done = [d for d, _ in seen]
+    assert {t for _, t in seen} == {int(total)}
+    assert done == sorted(set(done)) and done[-1] == total and len(done) > len(HEIGHTS)
+
+
+def test_weights_lie_one_after_the_other_on_cache_lines(path):
+    packed = declared()
+    with open_gguf(path) as gguf:
+        memory = weights.pack(gguf, packed, team(1))
+    start = memory.ctypes.data
+    for weight in packed:
+        assert weight.address % 64 == 0
+        assert weight.address == start
+        start += -(-weight.nbytes // 64) * 64
+    assert start - memory.ctypes.data == weights.total_bytes(packed)
+
+
+def test_memory_is_that_of_the_file_to_a_few_percent(path):
+    """Whole panels of 32 rows cost what is left of the last; matrices of models are multiples of 32, or large."""
+    for name, layout in LAYOUTS.items():
+        assert Weight(name, layout, 4096, N_IN).nbytes == 4096 * N_IN * layout.type.bits / 8
+        assert Weight(name, layout, 32001, N_IN).nbytes <= 32001 * N_IN * layout.type.bits / 8 * 1.06
+
+
+def test_pages_of_the_file_are_let_go_behind_it(path, monkeypatch):
+    """The mapped file can be read again all the same, from the system's cache."""
+    released = 0
+
+    class Buffer:
+        def __init__(self, buffer: mmap.mmap) -> None:
+            self.buffer = buffer
+
+        def madvise(self, advice: int, start: int, nbytes: int) -> None:
+            nonlocal released
+            assert advice == mmap.MADV_DONTNEED and start % mmap.PAGESIZE == 0 and nbytes % mmap.PAGESIZE == 0
+            released += nbytes
+            self.buffer.madvise(advice, start, nbytes)
+
+    def locate(self: GGUF, name: str) -> tuple[Buffer, int, int]:
+        buffer, *where = original(self, name)
+        return Buffer(buffer), *where
+
+    original = GGUF.locate
+    with open_gguf(path) as gguf:
+        before = {name: gguf.data(name).tobytes() for name in HEIGHTS}
+        monkeypatch.setattr(GGUF, "locate", locate)
+        monkeypatch.setattr(GGUF, "data", lambda self, name: np.frombuffer(before[name], np.uint8))
+        weights.pack(gguf, declared(), team(1))
+        monkeypatch.undo()
+        assert {name: gguf.data(name).tobytes() for name in HEIGHTS} == before
+    total = sum(map(len, before.values()))
+    if hasattr(mmap, "MADV_DONTNEED"):
+        assert total - 2 * mmap.PAGESIZE * len(HEIGHTS) <= released <= total
+
+
+def test_too_little_memory_is_one_line(path, monkeypatch):
+    def none(nbytes: int) -> mmap.mmap:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(cpu, "allocate", none)
+    packed = declared()
+    with open_gguf(path) as gguf, pytest.raises(QllamaError, match=f"needs? {weights.total_bytes(packed)} bytes"):
+        weights.pack(gguf, packed, team(1))
+
+
+def test_extreme_scales_are_packed_as_they_are():
+    """Zero, both signs, the ends of f16, subnormals; in Q6_K also -128 for a group's scale."""
+    scales = np.array([0.0, -0.0, 65504, -65504, 6e-8, -6e-8, 1, 2**-14], np.float16)
+    for name in naive.SCALES:
+        size, at = LAYOUTS[name].type.nbytes, naive.SCALES[name][0]
+        blocks = np.random.default_rng(1).integers(0, 256, (len(scales), size), np.uint8)
+        blocks[:, at : at + 2] = scales[:, None].view(np.uint8)
+        blocks[:, naive.SCALES[name][1]] = 128
+        got = lookup(name, pack(name, blocks), LAYOUTS[name].block, list(range(len(scales))))
+        assert got.tobytes() == np.ascontiguousarray(naive.weights(blocks, name)).tobytes()
