@@ -92,3 +92,8 @@ def _main(args: list[str] | None) -> int:
         return fail("out of memory", 1)
     except OSError as error:
         return fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+    except Exception as error:
+        if os.environ.get("QLLAMA_TRACEBACK"):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        return fail(f"internal error, please report it: {what} (QLLAMA_TRACEBACK=1 shows where)", 1)

@@ -38,6 +38,8 @@ def command(
 
     MODEL is a GGUF file; without one a small model that comes with qllama is used.
     """
+    if sys.stdout is None:
+        raise InputError("stdout is closed: there is nowhere to write the text")
     sampling = sampler_settings(kwargs)
     if n_predict < -2:
         raise InputError(f"-n: found {n_predict}, needed a number of tokens, or -1 for no limit")

@@ -212,11 +212,17 @@ def allocate(nbytes: int) -> mmap.mmap:
 
 
 def is_private(directory: Path) -> bool:
-    """Whether only this user can put files into `directory` (always true where there are no POSIX owners)."""
+    """Whether only this user can put files into `directory`, or something else in its place.
+
+    Always true where there are no POSIX owners.
+    """
     if not hasattr(os, "getuid"):
         return True
     stat = directory.stat()
-    return stat.st_uid == os.getuid() and not stat.st_mode & 0o022
+    if stat.st_uid != os.getuid() or stat.st_mode & 0o022:
+        return False
+    above = [d.stat() for d in directory.resolve().parents]
+    return all(s.st_uid in (0, os.getuid()) and (not s.st_mode & 0o002 or s.st_mode & 0o1000) for s in above)
 
 
 def cache_roots() -> list[Path]:

@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -41,6 +42,9 @@ MODULES = {"f32": "floats", "f16": "floats", "bf16": "floats"}
 COUNTER, ROWS, FIELDS = 0, 8, 9
 
 
+MAX_CODE = 1 << 26  # bytes; a kernel has some thousands
+
+
 @dataclass(frozen=True)
 class Kernel:
     """Machine code: `fields` are (name, "i64" or "f32") in the order of an operation's arguments."""
@@ -60,27 +64,23 @@ class Code:
     object: bytes
 
     def pack(self) -> bytes:
-        """One header line, then the object file."""
-        header = {
-            "name": self.name,
-            "fields": self.fields,
-            "size": len(self.object),
-            "sha256": hashlib.sha256(self.object).hexdigest(),
-        }
-        return json.dumps(header).encode() + b"\n" + self.object
+        """A line with length and checksum, a line of JSON, the object file."""
+        body = json.dumps({"name": self.name, "fields": self.fields}).encode() + b"\n" + self.object
+        return f"{len(body)} {hashlib.sha256(body).hexdigest()}\n".encode() + body
 
     @classmethod
     def read(cls, file: BinaryIO) -> "Code":
         """The next code in `file`. Raises ValueError when it is damaged, EOFError at the end."""
-        line = file.readline(1 << 20)
+        line = file.readline(100)
         if not line:
             raise EOFError
-        header = json.loads(line)
-        code = file.read(header["size"])
-        if hashlib.sha256(code).hexdigest() != header["sha256"]:
+        length, checksum = line.split()
+        body = file.read(min(int(length), MAX_CODE))
+        if hashlib.sha256(body).hexdigest().encode() != checksum:
             raise ValueError("checksum does not match")
-        fields = tuple((str(n), str(t)) for n, t in header["fields"])
-        return cls(header["name"], fields, code)
+        header, code = body.split(b"\n", 1)
+        values = json.loads(header)
+        return cls(values["name"], tuple((name, kind) for name, kind in values["fields"]), code)
 
 
 # ---- compiling: only here, and in the modules of kernels, is Numba imported
@@ -183,15 +183,15 @@ def _read_all(process: "subprocess.Popen[bytes]", into: "queue.Queue[Code | None
     try:
         while True:
             into.put(Code.read(process.stdout))  # type: ignore[arg-type]
-    except (EOFError, ValueError, KeyError, OSError):
+    except (EOFError, ValueError, OSError):
         into.put(None)
 
 
-def _compile_all(names: list[str]) -> Iterator[Code]:
+def _compile_all(names: list[str]) -> Generator[Code, None, None]:
     """Compile in as many processes as there are cores. Raises QllamaError with the compiler's last line."""
     n = min(len(names), cpu.default_threads(), 8)
     environment = {**os.environ, **_target_environment()}
-    command = [sys.executable, "-m", "qllama.jit"]
+    command = [sys.executable, "-P", "-m", "qllama.jit"]  # -P: nothing is imported from where the user stands
     done: queue.Queue[Code | None] = queue.Queue()
     processes = []
     try:
@@ -235,6 +235,7 @@ def cache_key() -> str:
     here = Path(__file__).resolve().parent
     for path in [
         here / "jit.py",
+        here / "ggml.py",  # kernels import its sizes
         *sorted((here / "simd").glob("*.py")),
         *sorted((here / "kernels").glob("*.py")),
     ]:
@@ -281,7 +282,7 @@ def _cached(name: str) -> Code | None:
         return code
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, EOFError) as error:
         log.warning("damaged kernel %s in the cache is compiled again: %s", name, str(error) or "it is empty")
         return None
 
@@ -340,10 +341,11 @@ def load(names: Iterable[str], progress: Callable[[int, int], None] | None = Non
     if missing:
         keep, report = True, progress or (lambda done, total: None)
         report(0, len(missing))
-        for i, code in enumerate(_compile_all(missing), 1):
-            codes[code.name] = code
-            keep = keep and _keep(code)
-            report(i, len(missing))
+        with closing(_compile_all(missing)) as compiled:
+            for i, code in enumerate(compiled, 1):
+                codes[code.name] = code
+                keep = keep and _keep(code)
+                report(i, len(missing))
     if codes:
         _link(codes.values())
     return {n: _loaded[n] for n in wanted}

@@ -3,12 +3,14 @@
 Arrays from `memory` have guards on both sides, and a kernel that wrote there fails its test.
 """
 
+import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from qllama import jit
-from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS, padded
+from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS, attention_scratch, padded
 from qllama.kv_cache import KVCache
 from qllama.plan import GUARD, TOKENS, Argument, BoundPlan, Plan
 from qllama.team import Team, aligned
@@ -141,9 +143,9 @@ class Attention:
         self.cache.reserve(n_ctx)
         for block in self.cache._blocks:
             block.view(self.dtype)[:] = np.nan
-        self.where = {
-            "k_at": self.cache.keys_at(1), "v_at": self.cache.values_at(1), "width": self.cache.width, "head_dim": head_dim,
-            "n_head_kv": n_head_kv,
+        self.where: dict[str, Any] = {
+            "k_at": self.cache.keys_at(1), "v_at": self.cache.values_at(1), "width": self.cache.width,
+            "head_dim": head_dim, "n_head_kv": n_head_kv,
         }  # fmt: skip
 
     def _step(self, n_tokens: int, n_past: int) -> dict[str, int]:
@@ -152,20 +154,18 @@ class Attention:
     def store(self, k: np.ndarray, v: np.ndarray, n_past: int = 0, n_threads: int = 1) -> None:
         """k, v (n_tokens, n_head_kv, head_dim) float32, to positions from n_past on."""
         rows_k, rows_v = as_rows(k.reshape(len(k), -1)), as_rows(v.reshape(len(v), -1))
-        run(f"attention.store_{self.cache.kind}", n_threads=n_threads, step=self._step(len(k), n_past), k=rows_k, v=rows_v,
-            ld_k=ld(rows_k), ld_v=ld(rows_v), **self.where)  # fmt: skip
+        run(f"attention.store_{self.cache.kind}", n_threads=n_threads, step=self._step(len(k), n_past), k=rows_k,
+            v=rows_v, ld_k=ld(rows_k), ld_v=ld(rows_v), **self.where)  # fmt: skip
 
     def attend(self, q: np.ndarray, n_past: int, n_threads: int = 1) -> np.ndarray:
         """q (n_tokens, n_head, head_dim) at positions from n_past on -> the same shape."""
-        from qllama.kernels.layouts import attention_scratch
-
         group = q.shape[1] // self.n_head_kv
         rows, out = as_rows(q.reshape(len(q), -1)), as_rows(np.zeros((len(q), q.shape[1] * self.head_dim)))
         scratch = memory(n_threads, -(-attention_scratch(group, self.head_dim) // 64) * 64)
         scratch.view(np.float32)[:] = np.nan
         run(
             f"attention.{self.cache.kind}", n_threads=n_threads, step=self._step(len(q), n_past), q=rows, out=out,
-            scratch=scratch, ld_scratch=ld(scratch), scale=1 / np.sqrt(self.head_dim).item(), group=group, ld_q=ld(rows),
-            ld_out=ld(out), **self.where,
+            scratch=scratch, ld_scratch=ld(scratch), scale=1 / math.sqrt(self.head_dim), group=group,
+            ld_q=ld(rows), ld_out=ld(out), **self.where,
         )  # fmt: skip
         return out[:, : q.shape[1] * self.head_dim].reshape(q.shape)

@@ -6,6 +6,7 @@ of its inputs and the type and number of its results; test_simd.py has the input
 
 import os
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,7 @@ from qllama.simd import (
     upper_bits,
 )  # fmt: skip
 
-OPS = {}
+OPS: dict[str, Any] = {}
 
 
 def op(inputs: str, result: str):
@@ -179,7 +180,8 @@ def bits(x, y, out):
         store_i8x64(out + 192 + 64 * field, upper_bits(v, field))
 
 
-# Tiles of four tokens: token t's scalars are at t times the stride. A float tile is stored as it is, an integer one times 1.
+# Tiles of four tokens: token t's scalars are at t times the stride. A float tile is stored as it is, an integer one
+# after a multiplication by 1.
 
 
 @op("i4*4 u1*64 i1*16 f4*16", "f4*64")
@@ -205,7 +207,7 @@ def integer_tiles(x, y, one, out):
 
 @op("f4*16 f4*4 i4*4 f4*16", "f4*64")
 def float_tiles(v, x, n, d, out):
-    """v * x + (float(n) * (d * x)) + 0: an FMA of floats, then the one of a block, then an addition to what is stored."""
+    """v * x, then n * (d * x) added to what is stored: the FMA of floats, and the one of a block."""
     total = tile_fma(tile(4), load_f32x16(v), x, 4)
     tile_store(total, out, 64)
     tile_add_to(tile_scale(tile(4), tile_splat_i32(tile(4), n, 4), load_f32x16(d), x, 4), out, 64)

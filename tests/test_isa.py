@@ -1,4 +1,4 @@
-"""Whole models: the logits of the naive forward pass, and the same bits on every ISA, by any threads, in any batches."""
+"""Whole models: the logits of the naive forward pass; the same bits on every ISA, by any threads, in any batches."""
 
 import json
 import os

@@ -53,7 +53,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, code: jit.Code) -> list[str]:
 
     def compile_all(wanted: list[str]) -> Iterator[jit.Code]:
         names.extend(wanted)
-        return iter([code])
+        yield code
 
     monkeypatch.setattr(jit, "_compile_all", compile_all)
     return names

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from kernel_runner import (
     Attention,
-    activations,
     as_rows,
     ld,
     lookup,
@@ -357,8 +356,8 @@ def rope_table(n_tokens: int, n_past: int, inv_freq: np.ndarray, mscale: float) 
     """(n_tokens, n_pair, 2) float32: cos, sin."""
     n = 2 * len(inv_freq)
     out = as_rows(np.zeros((n_tokens, n)))
-    run("rope.table", n_threads=2, step={"n_tokens": n_tokens, "n_past": n_past}, inv_freq=inv_freq, mscale=mscale, out=out,
-        n_pair=len(inv_freq), ld_out=ld(out))  # fmt: skip
+    run("rope.table", n_threads=2, step={"n_tokens": n_tokens, "n_past": n_past}, inv_freq=inv_freq, mscale=mscale,
+        out=out, n_pair=len(inv_freq), ld_out=ld(out))  # fmt: skip
     return out[:, :n].reshape(n_tokens, -1, 2)
 
 
@@ -456,6 +455,6 @@ def test_the_cache_keeps_keys_and_values_rounded_to_nearest(kind):
 
 def test_nothing_is_done_for_no_rows():
     out = memory(1, 64, dtype=np.float32)
-    run("ffn.last_rows", rows="n_out", step={"n_tokens": 1, "n_out": 0}, x=activations("F32", np.ones((1, 64))), out=out,
+    run("ffn.last_rows", rows="n_out", step={"n_tokens": 1, "n_out": 0}, x=as_rows(np.ones((1, 64))), out=out,
         n=64, ld=256)  # fmt: skip
     assert not out.any()

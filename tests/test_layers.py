@@ -26,7 +26,8 @@ LAYERS = [
     "qllama.metadata",
     "qllama.jit",
     "qllama.simd",
-    "qllama.cpu qllama.errors qllama.ggml",
+    "qllama.cpu",
+    "qllama.errors qllama.ggml",
 ]
 HEIGHT = {name: -i for i, layer in enumerate(LAYERS) for name in layer.split()}
 
@@ -70,55 +71,51 @@ def test_every_module_has_a_layer():
     assert units == HEIGHT.keys(), "LAYERS and the files that exist differ"
 
 
-@pytest.mark.parametrize("module", SOURCES)
-def test_a_module_imports_only_from_below(module):
-    for imported, line in imports(SOURCES[module]):
-        if imported.split(".")[0] != "qllama" or unit(imported) == unit(module):
-            continue
-        assert HEIGHT[unit(imported)] < HEIGHT[unit(module)], f"{module}:{line} imports {imported}"
-
-
-@pytest.mark.parametrize("module", SOURCES)
-def test_numba_is_imported_only_where_kernels_are(module):
-    """A run whose kernels are cached never pays for it."""
-    if module == "qllama.jit" or unit(module) in ("qllama.simd", "qllama.kernels"):
-        return
-    assert not [line for name, line in imports(SOURCES[module]) if name.split(".")[0] == "numba"]
-
-
-@pytest.mark.parametrize("module", SOURCES)
-def test_only_jit_knows_compile_options(module):
-    called = [
-        node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        for node in ast.walk(ast.parse(SOURCES[module].read_text()))
-        if isinstance(node, ast.Call)
+def test_modules_import_only_from_below():
+    wrong = [
+        f"{module}:{line} imports {imported}"
+        for module, path in SOURCES.items()
+        for imported, line in imports(path)
+        if imported.split(".")[0] == "qllama" and unit(imported) != unit(module)
+        if HEIGHT[unit(imported)] >= HEIGHT[unit(module)]
     ]
-    assert module == "qllama.jit" or not {"njit", "jit", "cfunc"} & set(called)
+    assert not wrong
 
 
-@pytest.mark.parametrize("module", [m for m in SOURCES if unit(m) in ("qllama.kernels", "qllama.simd", "qllama.jit")])
-def test_jit_finds_kernels_by_name(module):
-    """Else importing it would import Numba: at the top level nothing below the kernels does, but the kernels."""
-    if unit(module) != "qllama.jit":
-        return
-    top = ast.parse(SOURCES[module].read_text()).body
-    names = [alias.name for node in top if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module or "" for node in top if isinstance(node, ast.ImportFrom)]
-    assert not [n for n in names if n.startswith(("numba", "qllama.simd", "qllama.kernels"))]
+def test_numba_is_imported_only_where_kernels_are_made():
+    """A run whose kernels are cached never pays for it."""
+    allowed = ("qllama.jit", "qllama.simd", "qllama.kernels")
+    others = {m: path for m, path in SOURCES.items() if unit(m) not in allowed}
+    assert not [m for m, path in others.items() if "numba" in {name.split(".")[0] for name, _ in imports(path)}]
+
+
+def test_importing_jit_imports_neither_numba_nor_kernels():
+    """Not at its top level: inside, when there is something to compile."""
+    body = ast.parse(SOURCES["qllama.jit"].read_text()).body
+    top = [node for node in body if isinstance(node, ast.ImportFrom | ast.Import)]
+    names = [alias.name for node in top for alias in node.names] + [getattr(node, "module", "") for node in top]
+    assert not [n for n in names if n.startswith(("numba", "qllama.simd", "qllama.kernels", "llvmlite"))]
+
+
+def test_only_jit_knows_compile_options():
+    for module, path in SOURCES.items():
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        names = {f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", "") for f in calls}
+        assert module == "qllama.jit" or not {"njit", "jit", "cfunc"} & names, module
 
 
 def python_files() -> list[Path]:
     """Of the repository, but for what is hidden or built."""
     skip = {"build", "dist", "__pycache__"}
-    return [p for p in sorted(ROOT.rglob("*.py"))
-            if not any(part in skip or part.startswith(".") for part in p.relative_to(ROOT).parts)]  # fmt: skip
+    parts = {path: path.relative_to(ROOT).parts for path in sorted(ROOT.rglob("*.py"))}
+    return [path for path, names in parts.items() if not any(n in skip or n.startswith(".") for n in names)]
 
 
-@pytest.mark.parametrize("path", python_files(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_second_copy_of_a_package_is_imported(path):
+def test_no_second_copy_of_a_package_is_imported():
     """`import quant` from the root of a checkout would load qllama.quant again, under another name."""
-    for name, line in imports(path):
-        assert name.split(".")[0] not in ("quant", "cli"), f"line {line}"
+    found = [(path.name, line) for path in python_files() for name, line in imports(path)
+             if name.split(".")[0] in ("quant", "cli")]  # fmt: skip
+    assert not found
 
 
 @pytest.mark.parametrize("path", python_files(), ids=lambda p: str(p.relative_to(ROOT)))

@@ -1,5 +1,7 @@
 """The command line as a person meets it: output, errors in one line, exit codes, start-up imports."""
 
+import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -116,8 +118,6 @@ def test_a_truncated_file_says_what_is_missing(tmp_path) -> None:
 
 
 def test_an_isa_that_this_cpu_lacks_is_refused() -> None:
-    import os
-
     result = qllama("run", "-p", "x", "-n", 1, env={**os.environ, "QLLAMA_ISA": "neon"})
     assert "QLLAMA_ISA=neon" in error_line(result)
 
@@ -167,6 +167,27 @@ def test_a_broken_pipe_is_silent() -> None:
     process.stderr.close()
     assert process.wait(timeout=30) == 141
     assert errors == b""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_end_in_a_run_or_in_one_line(closed: str) -> None:
+    command = f"exec {shlex.join([*QLLAMA, 'run', str(stories()), '-p', 'a', '-n', '2'])} {closed}"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, timeout=60)
+    assert result.returncode == (2 if ">&-" in closed.replace("2>&-", "") else 0)
+    assert b"Traceback" not in result.stderr
+    if closed == ">&-":
+        assert error_line(result).endswith("nowhere to write the text")
+
+
+def test_an_error_of_our_own_is_one_line_too(monkeypatch, capsys) -> None:
+    from qllama import cli
+
+    monkeypatch.setattr(cli.cli, "main", lambda **_: 1 // 0)
+    assert cli._main([]) == 1
+    assert "internal error, please report it: ZeroDivisionError" in capsys.readouterr().err
+    monkeypatch.setenv("QLLAMA_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        cli._main([])
 
 
 def test_text_streams_as_it_comes() -> None:

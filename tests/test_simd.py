@@ -54,7 +54,7 @@ def fma_operands() -> list[np.ndarray]:
 
 
 def halfway_cases() -> np.ndarray:
-    """Every finite half, the middle between each and the next, and the float32 neighbours of both; float32's own ends."""
+    """Every finite half, the middles between them, the float32 neighbours of both, and float32's own ends."""
     halves = np.arange(0x7C00, dtype="<u2").view("<f2").astype(np.float64)
     upper = np.append(halves[1:], 65536.0)  # what the largest half would be followed by
     points = np.concatenate([halves, (halves + upper) / 2]).astype(F32)

@@ -41,7 +41,7 @@ from qllama.simd import (
     tile,
     tile_fma,
     tile_store,
-)  # fmt: skip
+)
 
 SCORES = POSITIONS * 4  # bytes of one row of scores
 NEG_INF = np.float32(-np.inf)

@@ -18,7 +18,7 @@ from qllama.simd import (
     store_i32,
     store_u16,
     tile_fma,
-)  # fmt: skip
+)
 
 
 def float_layout(name: str, load_vector: Any, load: Any, load_raw: Any, store_raw: Any) -> None:

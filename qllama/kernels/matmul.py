@@ -37,15 +37,18 @@ def layout_kernels(name: str, tokens: int, times: Any, pack_block: Any, unpack_r
 
 
 def _pack(pack_block: Any, file_bytes: int, packed_bytes: int) -> Callable[..., Any]:
+    # Blocks of a row that are packed at a time: whole cache lines are read, and what they go to stays in the cache.
+    run = max(1, 256 // file_bytes)
+
     def pack(job, src, dst, height, n_block, n_panel):
         p = take(job, n_panel, 1)
         while p < n_panel:
             rows = min(PANEL, height - p * PANEL)
-            for b in range(n_block):
-                from_ = src + (p * PANEL * n_block + b) * file_bytes
-                to = dst + (p * n_block + b) * packed_bytes
+            for first in range(0, n_block, run):
                 for r in range(rows):
-                    pack_block(from_ + r * n_block * file_bytes, to, r)
+                    row = src + (p * PANEL + r) * n_block * file_bytes
+                    for b in range(first, min(first + run, n_block)):
+                        pack_block(row + b * file_bytes, dst + (p * n_block + b) * packed_bytes, r)
             p = take(job, n_panel, 1)
 
     return pack

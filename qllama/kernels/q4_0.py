@@ -24,7 +24,7 @@ from qllama.simd import (
     tile_dot_small,
     tile_scale,
     tile_splat_i32,
-)  # fmt: skip
+)
 
 HALF = 16 * 2 + 4 * 64
 assert LAYOUTS["Q4_0"].nbytes == 2 * HALF

@@ -30,7 +30,7 @@ from qllama.simd import (
     tile_splat_i32,
     tile_sub_i32,
     upper_bits,
-)  # fmt: skip
+)
 
 SCALES, QUANTS, BLOCK32 = 32, 32 + 256, 6 * 64
 HALF = QUANTS + 8 * BLOCK32

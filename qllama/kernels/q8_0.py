@@ -24,7 +24,7 @@ from qllama.simd import (
     tile_scale,
     tile_shl,
     tile_splat_i32,
-)  # fmt: skip
+)
 
 HALF = 16 * 2 + 8 * 64
 assert LAYOUTS["Q8_0"].nbytes == 2 * HALF

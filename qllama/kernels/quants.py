@@ -16,7 +16,7 @@ from qllama.simd import (
     store_i8x16,
     store_i32,
     sum_lanes_i32,
-)  # fmt: skip
+)
 
 TINY = np.float32(1e-30)  # below it a block is zero: 127 / amax would overflow
 

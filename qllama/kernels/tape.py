@@ -20,7 +20,7 @@ from qllama.kernels.ctl import (
     STEP_AT,
     STOP,
     TAPE,
-)  # fmt: skip
+)
 from qllama.simd import (
     atomic_add,
     atomic_exchange,

@@ -19,7 +19,7 @@ from qllama.simd.build import (
     primitive,
     splat,
     tile_primitive,
-)  # fmt: skip
+)
 from qllama.simd.generic import one_half
 from qllama.simd.target import target
 from qllama.simd.types import LANE, Tile, f32x16, i8x64, i32x16, vector

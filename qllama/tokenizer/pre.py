@@ -36,32 +36,31 @@ def _compiled(pattern: str) -> Any:
 
 _CONTRACTION = r"'s|'t|'re|'ve|'m|'ll|'d"
 _ANY_CASE = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
-_LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_OTHERS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_LETTERS = r"[^\r\n\pL\pN]?\pL+"
+_OTHERS = r" ?[^\s\pL\pN]+[\r\n]*"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-# Upper, then lower case letters. [^\P{L}a-z] is a letter, but none of a-z.
-_CASED = r"[^\r\n\p{L}\p{N}]?(?:[^\P{L}a-z]*[^\P{L}A-Z]+|[^\P{L}a-z]+[^\P{L}A-Z]*)"
+_SPACES_1 = r"\s*[\r\n]|\s+(?!\S)|\s+"
+# Upper, then lower case letters. [^\PLa-z] is a letter, but none of a-z.
+_CASED = r"[^\r\n\pL\pN]?(?:[^\PLa-z]*[^\PLA-Z]+|[^\PLa-z]+[^\PLA-Z]*)"
 
-_GPT_2 = _CONTRACTION + r"| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA_3 = rf"{_ANY_CASE}|{_LETTERS}|\p{{N}}{{1,3}}|{_OTHERS}|{_SPACES}"
-_QWEN_2 = rf"{_ANY_CASE}|{_LETTERS}|\p{{N}}|{_OTHERS}|{_SPACES}"
-_QWEN_35 = (
-    rf"{_ANY_CASE}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
-)
-_TEKKEN = rf"{_CASED}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
-_GPT_4O = rf"{_CASED}(?:{_ANY_CASE})?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+_GPT_2 = _CONTRACTION + r"| ?\pL+| ?\pN+| ?[^\s\pL\pN]+|\s+(?!\S)|\s+"
+_LLAMA_3 = rf"{_ANY_CASE}|{_LETTERS}|\pN{{1,3}}|{_OTHERS}|{_SPACES}"
+_QWEN_2 = rf"{_ANY_CASE}|{_LETTERS}|\pN|{_OTHERS}|{_SPACES}"
+_QWEN_35 = rf"{_ANY_CASE}|[^\r\n\pL\pN]?[\pL\pM]+|\pN| ?[^\s\pL\pM\pN]+[\r\n]*|{_SPACES}"
+_TEKKEN = rf"{_CASED}|\pN| ?[^\s\pL\pN]+[\r\n/]*|{_SPACES}"
+_GPT_4O = rf"{_CASED}(?:{_ANY_CASE})?|\pN{{1,3}}| ?[^\s\pL\pN]+[\r\n/]*|{_SPACES}"
 _AYA = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+(?:{_ANY_CASE})?|\p{{N}}{{1,3}}"
-    rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+    rf"[^\r\n\pL\pN]?[\pL\pM]+(?:{_ANY_CASE})?|\pN{{1,3}}"
+    rf"| ?[^\s\pL\pN]+[\r\n/]*|{_SPACES}"
 )
 _DEEPSEEK_3 = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\pL\pP\pS]?[\pL\pM]+"
+    rf"| ?[\pP\pS]+[\r\n]*|{_SPACES}"
 )
-_BAILING = rf"{_ANY_CASE}|{_LETTERS}|\p{{N}}|{_OTHERS}|\s*[\r\n]|\s+(?!\S)|\s+"
+_BAILING = rf"{_ANY_CASE}|{_LETTERS}|\pN|{_OTHERS}|{_SPACES_1}"
 _EXAONE_MOE = (
-    rf"{_ANY_CASE}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+    rf"{_ANY_CASE}|[^\r\n\pL\pN]?(?:\pL\pM*(?: \pL\pM*)*)+|\pN"
+    rf"| ?[^\s\pL\pN]+[\r\n/]?|{_SPACES_1}"
 )
 _BLOOM = r" ?[^(\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 
@@ -79,26 +78,18 @@ _DEEPSEEK_LETTERS = (
     r"\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb"
     r"\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
-_DEEPSEEK_CJK = r"[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+# These ranges have spaces in them, such as U+3000, which to llama.cpp are spaces like any other.
+_DEEPSEEK_PUNCTUATION = r"(?:(?!\s)[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002])+"
+_DEEPSEEK_CJK = r"(?:(?!\s)[\u0800-\u9fa5\uac00-\ud7ff])+"
 _DEEPSEEK_3_CJK = r"[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
-_DEEPSEEK_LLM = (
-    r"[\r\n]",
-    rf"\s?[{_DEEPSEEK_LETTERS}]+",
-    # its list of punctuation has U+3000, which for llama.cpp is a space like any other
-    r"\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3001\u3002]+",
-    r"\s+$",
-    _DEEPSEEK_CJK,
-    r"\p{N}+",
-)
-
 # By the names that files have, several on a line where they are the same rule.
 _RULES = {
-    "default": PreTokenizer((r"[\p{P}$+<=>^~|]+", _GPT_2, r"\p{N}+", "[0-9][0-9][0-9]"), clean_spaces=True),
+    "default": PreTokenizer((r"[\pP$+<=>^~|]+", _GPT_2, r"\pN+", "[0-9][0-9][0-9]"), clean_spaces=True),
     "gpt-2 phi-2 mpt olmo jais exaone4 gigachat a.x-4.0 mellum": PreTokenizer((_GPT_2,), clean_spaces=True),
     "trillion granite-docling": PreTokenizer((_GPT_2,)),
-    "falcon": PreTokenizer((r"[\p{P}$+<=>^~|`]+", _GPT_2, "[0-9][0-9][0-9]"), clean_spaces=True),
-    "starcoder refact codeshell exaone minerva-7b mellum2": PreTokenizer((r"\p{N}", _GPT_2), clean_spaces=True),
-    "command-r smollm": PreTokenizer((r"\p{N}", _GPT_2)),
+    "falcon": PreTokenizer((r"[\pP$+<=>^~|`]+", _GPT_2, "[0-9][0-9][0-9]"), clean_spaces=True),
+    "starcoder refact codeshell exaone minerva-7b mellum2": PreTokenizer((r"\pN", _GPT_2), clean_spaces=True),
+    "command-r smollm": PreTokenizer((r"\pN", _GPT_2)),
     "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2": PreTokenizer(
         (_LLAMA_3,), ignore_merges=True, add_bos=True, clean_spaces=True
     ),
@@ -107,20 +98,29 @@ _RULES = {
     "qwen2 deepseek-r1-qwen kormo f2llmv2 hunyuan solar-open grok-2": PreTokenizer((_QWEN_2,)),
     "stablelm2 megrez": PreTokenizer((_QWEN_2,), clean_spaces=True),
     "qwen35": PreTokenizer((_QWEN_35,)),
-    "deepseek-llm": PreTokenizer(_DEEPSEEK_LLM),
-    "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, r"\p{N}")),
-    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": PreTokenizer((r"\p{N}{1,3}", _DEEPSEEK_3_CJK, _DEEPSEEK_3)),
+    "deepseek-llm": PreTokenizer(
+        (
+            r"[\r\n]",
+            rf"\s?[{_DEEPSEEK_LETTERS}]+",
+            rf"\s?{_DEEPSEEK_PUNCTUATION}",
+            r"\s+$",
+            _DEEPSEEK_CJK,
+            r"\pN+",
+        )
+    ),
+    "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\pL+", r"\s?\pP+", _DEEPSEEK_CJK, r"\pN")),
+    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": PreTokenizer((r"\pN{1,3}", _DEEPSEEK_3_CJK, _DEEPSEEK_3)),
     "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
     "gpt-4o llama4 kanana2 talkie minimax-m2": PreTokenizer((_GPT_4O,)),
-    "tiny_aya cohere2moe": PreTokenizer((r"\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", _AYA)),
+    "tiny_aya cohere2moe": PreTokenizer((r"\PN*\pN{1,3}(?=(?:\pN{3})*(?!\pN))", _AYA)),
     "bailingmoe bailingmoe2 llada-moe": PreTokenizer((_BAILING,)),
-    "seed-coder": PreTokenizer((rf"{_ANY_CASE}|{_LETTERS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}",)),
+    "seed-coder": PreTokenizer((rf"{_ANY_CASE}|{_LETTERS}|\pN| ?[^\s\pL\pN\r\n]+|{_SPACES}",)),
     "exaone-moe": PreTokenizer((_EXAONE_MOE,), clean_spaces=True),
-    "minicpm5": PreTokenizer((r"\p{N}{1,3}", _LLAMA_3), ignore_merges=True, clean_spaces=True),
+    "minicpm5": PreTokenizer((r"\pN{1,3}", _LLAMA_3), ignore_merges=True, clean_spaces=True),
     "laguna": PreTokenizer((r"[^\n]+|[\n]+", _QWEN_2)),
-    "superbpe": PreTokenizer((r"\p{N}+", "(?=(?:[0-9]{3})+(?![0-9]))")),
+    "superbpe": PreTokenizer((r"\pN+", "(?=(?:[0-9]{3})+(?![0-9]))")),
     "bloom gpt3-finnish": PreTokenizer((_BLOOM,), clean_spaces=True),
     "poro-chat": PreTokenizer((_BLOOM,)),
-    "viking": PreTokenizer((_BLOOM, r"\p{N}")),
+    "viking": PreTokenizer((_BLOOM, r"\pN")),
 }
 PRE_TOKENIZERS = {name: rule for names, rule in _RULES.items() for name in names.split()}
