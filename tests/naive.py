@@ -21,6 +21,7 @@ SCALES: dict[str, tuple[int, slice, int]] = {
     "Q8_0": (0, slice(0), 32),
     "Q6_K": (208, slice(192, 208), 16),
 }
+BLOCK_BYTES = {"Q4_0": 18, "Q8_0": 34, "Q6_K": 210}
 
 
 def fma(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -80,7 +81,7 @@ def _integers(blocks: np.ndarray, type_name: str) -> tuple[np.ndarray, np.ndarra
     The integers are what gguf-py makes of the blocks when their scales are one.
     """
     at, groups, columns = SCALES[type_name]
-    size = GGML_BYTES[type_name]
+    size = BLOCK_BYTES[type_name]
     unit = blocks.reshape(len(blocks), -1, size).copy()
     d = unit[:, :, at : at + 2].copy().view("<f2").astype(np.float32)  # (n_out, n_block, 1)
     scales = d * unit[:, :, groups].view(np.int8).astype(np.float32) if groups.stop else d
@@ -88,9 +89,6 @@ def _integers(blocks: np.ndarray, type_name: str) -> tuple[np.ndarray, np.ndarra
     unit[:, :, groups] = 1
     q = weights(unit.reshape(len(blocks), -1), type_name).astype(np.int64)
     return scales.reshape(len(blocks), -1), q.reshape(len(blocks), -1, columns)
-
-
-GGML_BYTES = {"Q4_0": 18, "Q8_0": 34, "Q6_K": 210}
 
 
 def matmul_bits(blocks: np.ndarray, type_name: str, x: np.ndarray) -> np.ndarray:

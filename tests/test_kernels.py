@@ -5,23 +5,11 @@ import math
 import naive
 import numpy as np
 import pytest
-from kernel_runner import (
-    Attention,
-    as_rows,
-    ld,
-    lookup,
-    matmul,
-    memory,
-    pack,
-    q8_rows,
-    quantize,
-    run,
-)  # fmt: skip
+from kernel_runner import Attention, as_rows, ld, lookup, matmul, memory, pack, q8_rows, quantize, run
 
 from qllama.kernels.layouts import LAYOUTS, POSITIONS
 
 INTEGER = [name for name, layout in LAYOUTS.items() if layout.activation == "q8"]
-FLOAT = [name for name, layout in LAYOUTS.items() if layout.activation == "f32"]
 ULP = 2.0**-24  # half the distance of float32 neighbours, relative: what one rounding costs at most
 
 # Rows that fill panels of 32 and half panels of 16, and that do not.
@@ -40,17 +28,12 @@ def random_blocks(type_name: str, n_out: int, n_in: int, seed: int = 0) -> np.nd
     if layout.block == 1:
         values = rng.standard_normal((n_out, n_in)).astype(np.float32)
         values[rng.random(values.shape) < 0.05] *= np.float32(2.0**-20)  # subnormal in f16
-        kind = {"F32": "<f4", "F16": "<f2"}.get(type_name)
-        return (
-            values.astype(kind).view(np.uint8)
-            if kind
-            else np.ascontiguousarray(values.view("<u2")[:, 1::2]).view(np.uint8)
-        )
+        if type_name == "BF16":
+            return np.ascontiguousarray(values.view("<u2")[:, 1::2]).view(np.uint8)
+        return values.astype({"F32": "<f4", "F16": "<f2"}[type_name]).view(np.uint8)
     blocks = rng.integers(0, 256, (n_out, n_in // layout.block, layout.type.nbytes), np.uint8)
-    d = rng.standard_normal(blocks.shape[:2]) * 2.0 ** rng.integers(
-        -24, 2, blocks.shape[:2]
-    )  # some subnormal, both signs
-    set_scales(blocks, type_name, d)
+    exponents = rng.integers(-24, 2, blocks.shape[:2])  # some scales subnormal, of both signs
+    set_scales(blocks, type_name, rng.standard_normal(blocks.shape[:2]) * 2.0**exponents)
     return blocks.reshape(n_out, -1)
 
 

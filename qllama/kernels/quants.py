@@ -15,7 +15,7 @@ from qllama.simd import (
     store_f32,
     store_i8x16,
     store_i32,
-    sum_lanes_i32,
+    sum_bytes,
 )
 
 TINY = np.float32(1e-30)  # below it a block is zero: 127 / amax would overflow
@@ -32,8 +32,9 @@ def quantize_block(low, high, out):
         inverse = np.float32(127) / amax
     q_low = round_i32(mul(low, splat_f32(inverse)))
     q_high = round_i32(mul(high, splat_f32(inverse)))
-    sum_low = sum_lanes_i32(q_low)
-    total = sum_low + sum_lanes_i32(q_high)
+    sums = sum_bytes(q_low, q_high)
+    sum_low = np.int32(sums)
+    total = sum_low + np.int32(sums >> 32)
     store_f32(out, d)
     store_i32(out + 4, -8 * total)
     store_i32(out + 8, -8 * sum_low)

@@ -39,7 +39,6 @@ _ANY_CASE = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
 _LETTERS = r"[^\r\n\pL\pN]?\pL+"
 _OTHERS = r" ?[^\s\pL\pN]+[\r\n]*"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_SPACES_1 = r"\s*[\r\n]|\s+(?!\S)|\s+"
 # Upper, then lower case letters. [^\PLa-z] is a letter, but none of a-z.
 _CASED = r"[^\r\n\pL\pN]?(?:[^\PLa-z]*[^\PLA-Z]+|[^\PLa-z]+[^\PLA-Z]*)"
 
@@ -49,18 +48,13 @@ _QWEN_2 = rf"{_ANY_CASE}|{_LETTERS}|\pN|{_OTHERS}|{_SPACES}"
 _QWEN_35 = rf"{_ANY_CASE}|[^\r\n\pL\pN]?[\pL\pM]+|\pN| ?[^\s\pL\pM\pN]+[\r\n]*|{_SPACES}"
 _TEKKEN = rf"{_CASED}|\pN| ?[^\s\pL\pN]+[\r\n/]*|{_SPACES}"
 _GPT_4O = rf"{_CASED}(?:{_ANY_CASE})?|\pN{{1,3}}| ?[^\s\pL\pN]+[\r\n/]*|{_SPACES}"
-_AYA = (
-    rf"[^\r\n\pL\pN]?[\pL\pM]+(?:{_ANY_CASE})?|\pN{{1,3}}"
-    rf"| ?[^\s\pL\pN]+[\r\n/]*|{_SPACES}"
-)
 _DEEPSEEK_3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\pL\pP\pS]?[\pL\pM]+"
     rf"| ?[\pP\pS]+[\r\n]*|{_SPACES}"
 )
-_BAILING = rf"{_ANY_CASE}|{_LETTERS}|\pN|{_OTHERS}|{_SPACES_1}"
 _EXAONE_MOE = (
     rf"{_ANY_CASE}|[^\r\n\pL\pN]?(?:\pL\pM*(?: \pL\pM*)*)+|\pN"
-    rf"| ?[^\s\pL\pN]+[\r\n/]?|{_SPACES_1}"
+    rf"| ?[^\s\pL\pN]+[\r\n/]?|{_SPACES}"
 )
 _BLOOM = r" ?[^(\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 
@@ -95,7 +89,9 @@ _RULES = {
     ),
     "dbrx smaug-bpe chatglm-bpe": PreTokenizer((_LLAMA_3,), clean_spaces=True),
     "glm4 glm5": PreTokenizer((_LLAMA_3,), ignore_merges=True, clean_spaces=True),
-    "qwen2 deepseek-r1-qwen kormo f2llmv2 hunyuan solar-open grok-2": PreTokenizer((_QWEN_2,)),
+    "qwen2 deepseek-r1-qwen kormo f2llmv2 hunyuan solar-open grok-2 bailingmoe bailingmoe2 llada-moe": (
+        PreTokenizer((_QWEN_2,))
+    ),
     "stablelm2 megrez": PreTokenizer((_QWEN_2,), clean_spaces=True),
     "qwen35": PreTokenizer((_QWEN_35,)),
     "deepseek-llm": PreTokenizer(
@@ -103,7 +99,7 @@ _RULES = {
             r"[\r\n]",
             rf"\s?[{_DEEPSEEK_LETTERS}]+",
             rf"\s?{_DEEPSEEK_PUNCTUATION}",
-            r"\s+$",
+            r"(?<!\s)\s+$",  # not tried again from each space of a long run
             _DEEPSEEK_CJK,
             r"\pN+",
         )
@@ -112,13 +108,10 @@ _RULES = {
     "deepseek-v3 hunyuan-dense joyai-llm hy_v4": PreTokenizer((r"\pN{1,3}", _DEEPSEEK_3_CJK, _DEEPSEEK_3)),
     "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
     "gpt-4o llama4 kanana2 talkie minimax-m2": PreTokenizer((_GPT_4O,)),
-    "tiny_aya cohere2moe": PreTokenizer((r"\PN*\pN{1,3}(?=(?:\pN{3})*(?!\pN))", _AYA)),
-    "bailingmoe bailingmoe2 llada-moe": PreTokenizer((_BAILING,)),
     "seed-coder": PreTokenizer((rf"{_ANY_CASE}|{_LETTERS}|\pN| ?[^\s\pL\pN\r\n]+|{_SPACES}",)),
     "exaone-moe": PreTokenizer((_EXAONE_MOE,), clean_spaces=True),
     "minicpm5": PreTokenizer((r"\pN{1,3}", _LLAMA_3), ignore_merges=True, clean_spaces=True),
     "laguna": PreTokenizer((r"[^\n]+|[\n]+", _QWEN_2)),
-    "superbpe": PreTokenizer((r"\pN+", "(?=(?:[0-9]{3})+(?![0-9]))")),
     "bloom gpt3-finnish": PreTokenizer((_BLOOM,), clean_spaces=True),
     "poro-chat": PreTokenizer((_BLOOM,)),
     "viking": PreTokenizer((_BLOOM, r"\pN")),
