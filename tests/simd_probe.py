@@ -51,11 +51,11 @@ from qllama.simd import (
     store_f32x16,
     store_i8x16,
     store_i8x64,
-    store_i32,
     store_i32x16,
+    store_i64,
     sub,
+    sum_bytes,
     sum_lanes,
-    sum_lanes_i32,
     tile,
     tile_add_to,
     tile_dot_8,
@@ -133,10 +133,14 @@ def across(x, out):
     store_f32(out + 4, max_lanes(load_f32x16(x)))
 
 
-@op("i4*16", "i4*17")
+@op("i4*16", "i4*16")
 def integers(x, out):
-    store_i32(out, sum_lanes_i32(load_i32x16(x)))
-    store_f32x16(out + 4, to_f32(load_i32x16(x)))
+    store_f32x16(out, to_f32(load_i32x16(x)))
+
+
+@op("i4*16 i4*16", "i4*2")
+def byte_sums(x, y, out):
+    store_i64(out, sum_bytes(load_i32x16(x), load_i32x16(y)))
 
 
 @op("i4*16", "i1*16")

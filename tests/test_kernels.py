@@ -436,6 +436,17 @@ def test_the_cache_keeps_keys_and_values_rounded_to_nearest(kind):
 # ---- rows are handed out
 
 
+def test_values_beyond_a_half_do_not_reach_earlier_tokens():
+    """An infinity in the cache would: its weight is zero for them, and zero times infinity is NaN."""
+    q, k, v = (np.ones((2, 1, 16), np.float32) for _ in range(3))
+    v[1, 0, 0], k[1, 0, 1] = 1e6, -1e6
+    attention = Attention("f16", 1, 16, 1)
+    attention.store(k, v)
+    both = attention.attend(q, 0)
+    assert np.isfinite(both).all()
+    assert same_bits(both[:1], attention.attend(q[:1], 0))
+
+
 def test_nothing_is_done_for_no_rows():
     out = memory(1, 64, dtype=np.float32)
     run("ffn.last_rows", rows="n_out", step={"n_tokens": 1, "n_out": 0}, x=as_rows(np.ones((1, 64))), out=out,

@@ -16,7 +16,7 @@ from qllama.jit import function, register
 from qllama.kernels.exp import exp
 from qllama.kernels.layouts import ATTENTION_ROWS, POSITIONS
 from qllama.kernels.rows import take
-from qllama.kernels.tiles import TILE
+from qllama.kernels.tiles import TILE, TILE_F32
 from qllama.simd import (
     add,
     add_i32,
@@ -91,28 +91,34 @@ def attention_kernels(name: str, size: int, load: Any, store: Any, store_vector:
     """Register `attention.NAME` and `attention.store_NAME` for a cache of elements of `size` bytes."""
 
     @function
-    def scores_tile(zero, k, q, ld_q, out, head_dim, n):
-        """out[row][position] = q[row] . k[position] for the n positions of a piece."""
-        for i in range(0, n, 32):
-            low, high = zero, zero
-            for d in range(head_dim):
-                low = tile_fma(low, load(k + 16 * size * d), q + 4 * d, ld_q)
-                high = tile_fma(high, load(k + 16 * size * (head_dim + d)), q + 4 * d, ld_q)
-            tile_store(low, out + 4 * i, SCORES)
-            tile_store(high, out + 4 * i + 64, SCORES)
-            k += 32 * size * head_dim
+    def score(like, rows, k, q, out, head_dim, n_row, n):
+        """out[row][position] = q[row] . k[position] for the n positions of a piece, `rows` rows (a tile) at a time."""
+        for r in range(0, n_row, rows):
+            for i in range(0, n, 32):
+                low, high = like, like
+                at, query = k + i * size * head_dim, q + 4 * r * head_dim
+                for d in range(head_dim):
+                    low = tile_fma(low, load(at), query, 4 * head_dim)
+                    high = tile_fma(high, load(at + 16 * size * head_dim), query, 4 * head_dim)
+                    at += 16 * size
+                    query += 4
+                tile_store(low, out + r * SCORES + 4 * i, SCORES)
+                tile_store(high, out + r * SCORES + 4 * i + 64, SCORES)
 
     @function
-    def values_tile(zero, v, p, out, width, n):
+    def weigh(like, rows, v, p, out, width, n_row, n):
         """out[row] = sum of p[row][position] * v[position]."""
-        for i in range(0, width, 32):
-            low, high = zero, zero
-            for s in range(n):
-                at = v + (s * width + i) * size
-                low = tile_fma(low, load(at), p + 4 * s, SCORES)
-                high = tile_fma(high, load(at + 16 * size), p + 4 * s, SCORES)
-            tile_store(low, out + 4 * i, 4 * width)
-            tile_store(high, out + 4 * i + 64, 4 * width)
+        for r in range(0, n_row, rows):
+            for i in range(0, width, 32):
+                low, high = like, like
+                at, weight = v + i * size, p + r * SCORES
+                for _ in range(n):
+                    low = tile_fma(low, load(at), weight, SCORES)
+                    high = tile_fma(high, load(at + 16 * size), weight, SCORES)
+                    at += width * size
+                    weight += 4
+                tile_store(low, out + 4 * (r * width + i), 4 * width)
+                tile_store(high, out + 4 * (r * width + i) + 64, 4 * width)
 
     @function
     def gather_queries(q, ld_q, to, first, n_row, group, head_dim, scale):
@@ -137,23 +143,19 @@ def attention_kernels(name: str, size: int, load: Any, store: Any, store_vector:
         for piece in range(last // POSITIONS + 1):
             block = load_i64(kv_blocks + 8 * piece)
             n = min(last + 1 - piece * POSITIONS, POSITIONS)
-            for r in range(0, n_tile_row, TILE):
-                scores_tile(
-                    tile(TILE),
-                    block + k_at,
-                    q + 4 * r * head_dim,
-                    4 * head_dim,
-                    scores + r * SCORES,
-                    head_dim,
-                    n,
-                )
+            if n_tile_row >= TILE_F32:
+                score(tile(TILE_F32), TILE_F32, block + k_at, q, scores, head_dim, n_tile_row, n)
+            else:
+                score(tile(TILE), TILE, block + k_at, q, scores, head_dim, n_tile_row, n)
             for r in range(n_row):
                 visible = min(position + r // group + 1 - piece * POSITIONS, POSITIONS)
                 m, total = softmax_piece(scores + r * SCORES, max(visible, 0))
                 store_f32(state + 8 * (n_tile_row + r), m)
                 store_f32(state + 8 * (n_tile_row + r) + 4, total)
-            for r in range(0, n_tile_row, TILE):
-                values_tile(tile(TILE), block + v_at, scores + r * SCORES, part + 4 * r * width, width, n)
+            if n_tile_row >= TILE_F32:
+                weigh(tile(TILE_F32), TILE_F32, block + v_at, scores, part, width, n_tile_row, n)
+            else:
+                weigh(tile(TILE), TILE, block + v_at, scores, part, width, n_tile_row, n)
             for r in range(n_row):
                 m, total = load_f32(state + 8 * (n_tile_row + r)), load_f32(state + 8 * (n_tile_row + r) + 4)
                 if total > np.float32(0):
@@ -174,9 +176,11 @@ def attention_kernels(name: str, size: int, load: Any, store: Any, store_vector:
         mine = scratch + tid * ld_scratch
         item = take(job, n_item, 1)
         while item < n_item:
-            first, h = item // n_head_kv * per_item, item % n_head_kv
+            # The last tokens see the most: they go first, so that threads end together.
+            first, h = (n_item - 1 - item) // n_head_kv * per_item, item % n_head_kv
             n_row = min(per_item, n_rows - first) * group
-            n_tile_row = (n_row + TILE - 1) // TILE * TILE
+            tile_rows = TILE_F32 if n_row > TILE else TILE
+            n_tile_row = (n_row + tile_rows - 1) // tile_rows * tile_rows
             queries = mine
             result = queries + 4 * n_tile_row * head_dim
             rest = result + 4 * n_tile_row * width

@@ -4,7 +4,7 @@ A tape entry is three int64: the kernel's address, its arguments' address, and w
 to the next meeting are a group: they are independent, and a thread goes on to the next as soon as rows run out.
 """
 
-from qllama.jit import COUNTER, function, kernel
+from qllama.jit import function, kernel
 from qllama.kernels.ctl import (
     ARRIVED,
     AWAKE,
@@ -53,14 +53,12 @@ def wait_for_change(at, old, limit):
 
 
 @function
-def finish_group(ctl, tape, first, last):
-    """By the last thread to arrive, while the others wait: rewind the counters and move on, or stop if paused."""
+def finish_group(ctl, last):
+    """By the last thread to arrive, while the others wait: move on, or stop if paused."""
     if atomic_load(ctl + PAUSE) != 0:
         store_i64(ctl + STOP, 1)
-        return
-    for i in range(first, last + 1):
-        store_i64(load_i64(tape + 24 * i + 8) + 8 * COUNTER, 0)
-    store_i64(ctl + INDEX, last + 1)
+    else:
+        store_i64(ctl + INDEX, last + 1)
 
 
 @function
@@ -83,7 +81,7 @@ def walk(ctl, tid):
             i += 1
         generation = atomic_load(ctl + GENERATION)
         if atomic_add(ctl + ARRIVED, 1) == n_threads - 1:
-            finish_group(ctl, tape, first, i)
+            finish_group(ctl, i)
             store_i64(ctl + ARRIVED, 0)
             atomic_store(ctl + GENERATION, generation + 1)
         else:

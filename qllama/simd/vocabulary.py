@@ -76,10 +76,17 @@ def load_f16x16(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
     return target.from_half(b, b.load(pointer(b, a, vector("i16", 16)), align=2))
 
 
+def _finite_half(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
+    """16 float32 to float16, ties to even; what is too large becomes the largest, not infinity."""
+    most, least = const("f32", 16, 65504.0), const("f32", 16, -65504.0)
+    v = b.select(b.fcmp_ordered(">", v, most), most, v)
+    return target.to_half(b, b.select(b.fcmp_ordered("<", v, least), least, v))
+
+
 @primitive(types.void, addr, f32x16)
 def store_f16x16(b: ir.IRBuilder, a: ir.Value, v: ir.Value) -> None:
-    """16 float32 rounded to float16, ties to even."""
-    b.store(target.to_half(b, v), pointer(b, a, vector("i16", 16)), align=2)
+    """16 float32 rounded to float16 and held within its range: infinity times a weight of zero would be NaN."""
+    b.store(_finite_half(b, v), pointer(b, a, vector("i16", 16)), align=2)
 
 
 @primitive(f32, addr)
@@ -97,7 +104,7 @@ def load_bf16x16(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
 
 @primitive(types.void, addr, f32)
 def store_f16(b: ir.IRBuilder, a: ir.Value, v: ir.Value) -> None:
-    half = b.extract_element(target.to_half(b, splat(b, v, 16)), ir.Constant(I32, 0))
+    half = b.extract_element(_finite_half(b, splat(b, v, 16)), ir.Constant(I32, 0))
     b.store(half, pointer(b, a, LANE["i16"]), align=2)
 
 
