@@ -180,7 +180,7 @@ BY_WORDS = [
     (b"aaaaa cde", 0, 1, [260, 261, 32, 99, 100, 101]),
     (b"ab|abc", 1, 0, [265, 267, 257, 266]),
 ]
-WHOLE_WORDS = {
+WHOLE_WORDS: dict[str, Any] = {
     "pre": ("str", "llama-bpe"),
     "add_eos_token": ("bool", True),
     "add_space_prefix": ("bool", True),  # without effect, as in llama.cpp
@@ -338,7 +338,7 @@ def test_gpt_oss_goes_on_after_the_end_of_a_part() -> None:
             ({"merges": ["a b", merge]}, f"merge 1 is '{merge}', must be two pieces with a space between")
             for merge in ("hi", "", " ", "a ", " a", " a b")
         ],
-        ({"merges": ["a b", b"\xff\x1b"]}, r"merge 1 is '\\xff\x1b', must be"),
+        ({"merges": ["a b", b"\xff\x1b"]}, r"merge 1 is '\xff\x1b', must be"),
         ({"pre": ("str", "nope")}, "tokenizer.ggml.pre=nope: is no pre-tokenizer that is known here"),
         ({"pre": ("str", "")}, "tokenizer.ggml.pre=: is no pre-tokenizer"),
         ({"pre": ("u32", 1)}, "must be a string"),

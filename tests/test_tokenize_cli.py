@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import shared
+from gguf_maker import LLAMA, model, write
 
 from qllama.cli import main
 
@@ -86,7 +87,8 @@ def test_warnings_go_to_stderr(run, tmp_path) -> None:
     assert run(path, "a", "--ids") == (0, "[1, 229, 153, 132, 100]\n", warning)
 
 
-def test_no_such_tokenizer(run) -> None:
-    code, out, err = run(shared("vocabs/ggml-vocab-gpt-2.gguf"), "a")
+def test_no_such_tokenizer(run, tmp_path) -> None:
+    path = write(tmp_path / "bert.gguf", model({**LLAMA, "tokenizer.ggml.model": "bert"}))
+    code, out, err = run(path, "a")
     assert (code, out) == (2, "")
-    assert err.endswith("tokenizer.ggml.model=gpt2: is not implemented (implemented: llama)\n")
+    assert err.endswith("tokenizer.ggml.model=bert: is not implemented (implemented: llama, gpt2)\n")

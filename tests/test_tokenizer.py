@@ -326,7 +326,7 @@ def test_ends_of_generation() -> None:
         ({"add_bos_token": ("u8", 1)}, "must be a bool"),
         ({"add_space_prefix": ("str", "no")}, "must be a bool"),
         ({"model": ("u32", 1)}, "must be a string"),
-        ({"model": ("str", "gpt2")}, "tokenizer.ggml.model=gpt2: is not implemented (implemented: llama)"),
+        ({"model": ("str", "bert")}, "tokenizer.ggml.model=bert: is not implemented (implemented: llama, gpt2)"),
         ({"model": ("str", "none")}, "no tokenizer in file"),
         ({"model": None}, "no tokenizer in file"),
     ],

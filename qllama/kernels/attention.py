@@ -97,7 +97,7 @@ def attention_kernels(name: str, size: int, load: Any, store: Any, store_vector:
             for i in range(0, n, 32):
                 low, high = like, like
                 at, query = k + i * size * head_dim, q + 4 * r * head_dim
-                for d in range(head_dim):
+                for _ in range(head_dim):
                     low = tile_fma(low, load(at), query, 4 * head_dim)
                     high = tile_fma(high, load(at + 16 * size * head_dim), query, 4 * head_dim)
                     at += 16 * size

@@ -1,6 +1,6 @@
 """What every tokenizer does alike: special tokens, BOS and EOS, ids to bytes to text.
 
-How a piece of ordinary text becomes ids is left to the kinds of vocabulary: spm.py.
+How a piece of ordinary text becomes ids is left to the kinds of vocabulary: spm.py, bpe.py.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,8 @@ class Tokenizer(ABC):
     """Text to token ids and back, with llama.cpp's results.
 
     Ids are 0 to `n_vocab` - 1; `bos` and `eos` are None if the file has none; one in `eog` ends a generation.
-    `add_bos` and `add_eos`: what `encode` adds. `space_prefix`: text is encoded with a space before it.
+    `add_bos` and `add_eos`: what `encode` adds. `space_prefix`: `decode` drops a space before the text, which
+    SentencePiece has put there.
     `warnings`: what was worked around in the file.
     """
 

@@ -2,8 +2,8 @@
 
 How text is cut into words is left to pre.py; special tokens are split off by base.py before.
 
-The merging is done here and by no library: tiktoken goes by the rank of the merged text alone and cannot
-follow a list of merges, and tokenizers takes longer to build than all of a short prompt needs.
+The merging is done here and by no library: tiktoken goes by the rank of the merged text alone, so it cannot
+follow a list of merges, and tokenizers takes longer to build than all else that a short prompt needs.
 """
 
 import codecs
@@ -36,8 +36,10 @@ class BytePairTokenizer(Tokenizer):
         self._pre = vocabulary.pre
         self._merges = vocabulary.merges
         # Ordinary text never becomes a control token; in llama.cpp it can, where one is spelled like a word.
-        hidden = {id for id in vocabulary.special if self._types[id] in (CONTROL, UNKNOWN)}
-        self._ids = {token: id for token, id in vocabulary.ids.items() if id not in hidden}
+        self._ids = vocabulary.ids.copy()
+        for id in vocabulary.special:
+            if self._types[id] in (CONTROL, UNKNOWN) and self._ids.get(self._tokens[id]) == id:
+                del self._ids[self._tokens[id]]
         self._word_ids = lru_cache(CACHED_WORDS)(self._encode_word)
 
     @cached_property

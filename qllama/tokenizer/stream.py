@@ -8,6 +8,8 @@ from qllama.tokenizer.base import Tokenizer
 class StreamDecoder:
     """Decodes ids one at a time; all pieces together are what `Tokenizer.decode` makes of all ids.
 
+    But spaces before punctuation, which some vocabularies drop, are kept: it is not known yet what follows.
+
     With `continuation` the text goes on from one that is already shown, and keeps its leading space.
     """
 

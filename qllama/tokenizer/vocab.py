@@ -26,9 +26,9 @@ END_MARKERS = """
     <｜end▁of▁sentence｜> [e~[
 """.encode().split()
 
-# Names of tokens in prompts that ask for what is missing between two texts, by their part there; looked for
-# where the file gives no id. A model that writes one of FILL_ENDS has begun another text.
-FILL_MARKERS = {
+# Names of tokens in prompts that ask for what is missing within a text, by their part there; looked for where
+# the file gives no id, as in llama.cpp. A model that writes one of FILL_ENDS has begun another text.
+_FILL_MARKERS = {
     "fim_pre": "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>",
     "fim_suf": "<|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>",
     "fim_mid": "<|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> <|middle|>",
@@ -36,6 +36,7 @@ FILL_MARKERS = {
     "fim_rep": "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>",
     "fim_sep": "<|file_sep|>",
 }
+FILL_MARKERS = {part: names.encode().split() for part, names in _FILL_MARKERS.items()}
 FILL_ENDS = ("fim_pad", "fim_rep", "fim_sep")
 
 
@@ -68,7 +69,7 @@ class Vocabulary:
     model: str  # tokenizer.ggml.model
     tokens: list[bytes]  # as stored: a space is U+2581 in SentencePiece, U+0120 in BPE; need not be UTF-8
     types: np.ndarray  # (n_vocab,) int32: NORMAL to BYTE
-    scores: np.ndarray | None  # (n_vocab,) float32 without NaN
+    scores: np.ndarray | None  # (n_vocab,) float32 without NaN; not read where there are merges
     ids: dict[bytes, int]  # of each text its first id; empty texts left out
     bos: int | None
     eos: int | None
@@ -107,7 +108,7 @@ class Vocabulary:
             model=model,
             tokens=tokens,
             types=types,
-            scores=reader.scores(),
+            scores=None if pre else reader.scores(),
             ids=ids,
             bos=bos,
             eos=eos,
@@ -209,7 +210,7 @@ class _Reader:
             part: ids[name]
             for part, names in FILL_MARKERS.items()
             if part not in given
-            for name in reversed(names.encode().split())
+            for name in reversed(names)
             if name in ids
         }
         ends = {ids[name] for name in _end_names(ids)} | {found[part] for part in FILL_ENDS if part in found}
