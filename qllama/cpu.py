@@ -5,6 +5,7 @@ import mmap
 import os
 import platform
 import sys
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -71,6 +72,16 @@ def llvm_target() -> tuple[str, str]:
     # Our vectors are 512 bits wide on purpose; LLVM would split them on CPUs tuned for 256.
     wanted = {**features, "prefer-256-bit": False}
     return name, ",".join(f"{'+' if on else '-'}{f}" for f, on in sorted(wanted.items()))
+
+
+# ---- time
+
+CLOCK_ID = getattr(time, "CLOCK_MONOTONIC", 1)  # for the C library's clock_gettime, which compiled code calls
+
+
+def now_ns() -> int:
+    """The clock that compiled code reads (`simd.monotonic_ns`)."""
+    return time.clock_gettime_ns(CLOCK_ID)
 
 
 # ---- cores

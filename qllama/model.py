@@ -5,6 +5,7 @@ Token ids in, logits out. Text and sampling are other modules' business.
 
 import contextlib
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import numpy as np
 from qllama import cpu, jit, weights
 from qllama.arch import ARCHS
 from qllama.builder import Builder, Tensors
-from qllama.errors import FileError, InputError, QllamaError, printable
+from qllama.errors import FileError, InputError, printable
 from qllama.gguf import GGUF, open_gguf
 from qllama.hparams import HParams
 from qllama.kernels.layouts import LAYOUTS, POSITIONS
@@ -21,6 +22,12 @@ from qllama.kv_cache import KVCache, element_bytes
 from qllama.plan import BoundPlan, Plan
 from qllama.team import KERNELS as TEAM_KERNELS
 from qllama.team import Team
+
+# What layers are made of, apart from the layouts' kernels and attention.
+OPERATIONS = (
+    "norm.rms_f32", "norm.rms_q8", "ffn.swiglu_f32", "ffn.swiglu_q8", "ffn.quantize", "ffn.add_bias", "ffn.last_rows",
+    "rope.table", "rope.interleaved",
+)  # fmt: skip
 
 MARGIN = 64 << 20  # bytes that are left to everything else
 N_BATCH = 512  # tokens of a step
@@ -81,17 +88,8 @@ def warm_up(
     """Compile what a file needs (None: what every supported file needs); returns (kernel, bytes of its code)."""
     if path is None:
         names = {f"{layout.kernels}.{k}" for layout in LAYOUTS.values() for k in ("pack", "matmul", "lookup")}
-        names |= {
-            "norm.rms_f32",
-            "norm.rms_q8",
-            "ffn.swiglu_f32",
-            "ffn.swiglu_q8",
-            "ffn.quantize",
-            "ffn.add_bias",
-        }
-        names |= {"ffn.last_rows", "rope.table", "rope.interleaved", *TEAM_KERNELS}
         element_bytes(kv_kind)
-        names |= {f"attention.{kv_kind}", f"attention.store_{kv_kind}"}
+        names |= {*OPERATIONS, *TEAM_KERNELS, f"attention.{kv_kind}", f"attention.store_{kv_kind}"}
     else:
         with open_gguf(path) as gguf:
             names = kernel_names(_checked(declare(gguf, kv_kind=kv_kind), gguf))
@@ -135,6 +133,7 @@ class Model:
             declared = _checked(declare(gguf, self.n_ctx, kv_kind, n_threads), gguf)
             kernels = jit.load(kernel_names(declared), progress.kernels)
             self.team = Team(n_threads)
+            weakref.finalize(self, self.team.close)  # threads would outlive a model that nobody closed
             packed = list(declared.tensors.weights.values())
             self._memory = weights.pack(gguf, packed, self.team, progress.weights)
             self.path, self.hparams, self.warnings = gguf.path, declared.hparams, declared.warnings
@@ -212,6 +211,3 @@ def _in_range(what: str, value: int, high: int) -> int:
 
 def _gib(nbytes: int) -> str:
     return f"{nbytes / 2**30:.2f} GiB"
-
-
-__all__ = ["Model", "Plan", "Progress", "QllamaError", "declare", "describe_plan", "missing_support"]

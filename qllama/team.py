@@ -6,11 +6,10 @@ SLICE_NS: between two of them Python can deliver Ctrl-C, and the step goes on fr
 
 import ctypes
 import threading
-import time
 
 import numpy as np
 
-from qllama import jit
+from qllama import cpu, jit
 from qllama.errors import QllamaError
 from qllama.kernels import ctl
 
@@ -45,17 +44,14 @@ class Team:
         if not self._threads:
             self._start()
         arguments[:, jit.COUNTER] = 0
-        for at, value in (
-            (ctl.TAPE, tape.ctypes.data),
-            (ctl.N_OPS, len(tape)),
-            (ctl.STEP_AT, step.ctypes.data),
-        ):
-            self._set(at, value)
+        self._set(ctl.TAPE, tape.ctypes.data)
+        self._set(ctl.N_OPS, len(tape))
+        self._set(ctl.STEP_AT, step.ctypes.data)
         self._set(ctl.INDEX, 0)
         self._set(ctl.FAILED, 0)
         try:
             while self._get(ctl.INDEX) < len(tape):
-                self._set(ctl.DEADLINE, time.monotonic_ns() + SLICE_NS)
+                self._set(ctl.DEADLINE, cpu.now_ns() + SLICE_NS)
                 self._call_workers()
                 self._native("tape.lead", 0)
                 if self._get(ctl.FAILED):
@@ -77,10 +73,16 @@ class Team:
         self._set(ctl.GO, 0)
         self._set(ctl.AWAKE, 0)
         self._ctl[ctl.SLEEPERS // 8 :] = 0
-        for tid in range(1, self.n_threads):
-            thread = threading.Thread(target=self._work, args=(tid,), name=f"qllama-{tid}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        try:
+            for tid in range(1, self.n_threads):
+                thread = threading.Thread(target=self._work, args=(tid,), name=f"qllama-{tid}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        except BaseException as error:  # a barrier would wait for ever for the threads that are not there
+            self.close()
+            if isinstance(error, RuntimeError):
+                raise QllamaError(f"cannot start {self.n_threads} threads: {error}") from error
+            raise
 
     def _work(self, tid: int) -> None:
         while True:

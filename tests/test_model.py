@@ -1,6 +1,8 @@
 """Whole models against logits that llama.cpp recorded, and the checks that stand before the kernels."""
 
 import json
+import subprocess
+import sys
 from functools import cache
 
 import numpy as np
@@ -173,6 +175,18 @@ def test_support_is_told_for_every_oracle() -> None:
 def test_warm_up_lists_what_a_file_needs() -> None:
     names = [name for name, _ in warm_up(shared("models/stories260K-f32.gguf"))]
     assert "f32.matmul" in names and "q8_0.matmul" not in names
+
+
+def test_warm_up_without_a_file_compiles_every_kernel_there_is() -> None:
+    script = (
+        "import os; from qllama import jit; os.environ.update(jit._target_environment())\n"
+        "import importlib, pkgutil, qllama.kernels as k\n"
+        "[importlib.import_module(f'qllama.kernels.{m.name}') for m in pkgutil.iter_modules(k.__path__)]\n"
+        "print(*jit._kernels)"
+    )
+    every = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    warm = {name for kind in ("f16", "f32") for name, _ in warm_up(None, kind)}
+    assert warm == {name for name in every if not name.startswith("peak.")}
 
 
 def test_recorded_files_are_all_there() -> None:

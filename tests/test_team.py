@@ -1,6 +1,7 @@
 """The threads that run a plan: every row once, threads meet where they should, pauses and Ctrl-C leave no trace."""
 
 import ctypes
+import gc
 import os
 import signal
 import subprocess
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import shared
 
 from qllama import jit, team
 from qllama.errors import QllamaError
 from qllama.kernels import ctl
+from qllama.model import Model
 from qllama.plan import OUTPUTS, BoundPlan, Plan
 from qllama.team import Team, aligned
 
@@ -204,3 +207,30 @@ def test_aligned():
         a = aligned(n, np.float32)
         assert a.shape == (n,) and a.dtype == np.float32 and not a.any()
         assert n == 0 or a.ctypes.data % 64 == 0
+
+
+def test_threads_that_cannot_be_started_are_one_line(monkeypatch):
+    """And the ones that were started go home: a barrier would wait for the others for ever."""
+    real, started = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    plan = Counting(1)
+    with pytest.raises(QllamaError, match=r"^cannot start 3 threads: can't start new thread$"):
+        plan.run(Team(3))
+    assert len(started) == 1 and not started[0].is_alive()
+
+
+def test_a_model_that_nobody_closes_takes_its_threads_along():
+    m = Model(shared("models/stories260K-f32.gguf"), n_threads=3)
+    m.forward([1], 0)
+    threads = list(m.team._threads)
+    assert len(threads) == 2 and all(t.is_alive() for t in threads)
+    del m
+    gc.collect()
+    assert not any(t.is_alive() for t in threads)

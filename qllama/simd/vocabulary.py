@@ -1,12 +1,12 @@
 """The vocabulary in plain LLVM IR: what every machine does alike. What differs is `target`'s."""
 
-import time as _time
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from qllama import cpu
 from qllama.simd.build import (
     I32,
     I64,
@@ -24,7 +24,6 @@ from qllama.simd.generic import one_half
 from qllama.simd.target import target
 from qllama.simd.types import LANE, Tile, f32x16, i8x64, i32x16, vector
 
-_CLOCK_MONOTONIC = _time.CLOCK_MONOTONIC if hasattr(_time, "CLOCK_MONOTONIC") else 1
 i32, i64, f32 = types.int32, types.int64, types.float32
 F32x16, I32x16 = vector("f32", 16), vector("i32", 16)
 tile_f32, tile_i32 = Tile(f32x16, 0), Tile(i32x16, 0)  # any number of tokens: the 0 is not looked at
@@ -431,7 +430,7 @@ def yield_core(b: ir.IRBuilder) -> None:
 @primitive(i64, addr)
 def monotonic_ns(b: ir.IRBuilder, scratch: ir.Value) -> ir.Value:
     """The C library's monotonic clock in ns; 16 bytes at `scratch` are overwritten."""
-    clock_id = ir.Constant(I32, _CLOCK_MONOTONIC)
+    clock_id = ir.Constant(I32, cpu.CLOCK_ID)
     call(b, "clock_gettime", I32, clock_id, b.inttoptr(scratch, I64.as_pointer()))
     seconds = b.load(pointer(b, scratch, I64))
     nanos = b.load(pointer(b, b.add(scratch, ir.Constant(I64, 8)), I64))
