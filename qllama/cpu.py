@@ -21,11 +21,13 @@ class ISA:
     cpu: str
     needs: tuple[str, ...]  # LLVM feature names that the host must have
     machine: str = ""  # platform.machine(), empty for any
+    features: str = ""  # LLVM's, beyond those of `cpu`
 
 
 # Best first; the first that the host has is used unless QLLAMA_ISA names another.
 ISAS = (
     ISA("avx512", "", ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "fma", "f16c"), "x86_64"),
+    ISA("avxvnni", "x86-64-v3", ("avx2", "fma", "f16c", "bmi2", "avxvnni"), "x86_64", "+avxvnni"),
     ISA("avx2", "x86-64-v3", ("avx2", "fma", "f16c", "bmi2"), "x86_64"),
     ISA("generic", "generic", ()),
 )
@@ -67,7 +69,7 @@ def llvm_target() -> tuple[str, str]:
     """(CPU name, feature string) that kernels are compiled for."""
     chosen = isa()
     if chosen.cpu:
-        return chosen.cpu, ""
+        return chosen.cpu, chosen.features
     name, features = host()
     # Our vectors are 512 bits wide on purpose; LLVM would split them on CPUs tuned for 256.
     wanted = {**features, "prefer-256-bit": False}

@@ -185,6 +185,7 @@ AVX512 = f"{AVX2} avx512f avx512bw avx512vl avx512dq avx512vnni"
 CPUS = {
     "icelake-server": (AVX512, "AMD64", "avx512"),
     "skylake-avx512": (AVX512.replace("avx512vnni", ""), "x86_64", "avx2"),
+    "alderlake": (f"{AVX2} avxvnni", "x86_64", "avxvnni"),
     "haswell": (AVX2, "x86_64", "avx2"),
     "sandybridge": ("avx", "x86_64", "generic"),
     "apple-m1": (AVX512, "arm64", "generic"),  # whatever features of this name were to mean there
@@ -210,7 +211,11 @@ def test_an_isa_that_the_cpu_cannot_run_is_refused_by_name(wanted, monkeypatch):
 
 def test_the_target_is_the_isa_s_cpu_or_this_one_with_wide_vectors(monkeypatch):
     fake_cpu(monkeypatch, "icelake-server", AVX512)
-    for name, target in (("generic", ("generic", "")), ("avx2", ("x86-64-v3", ""))):
+    for name, target in (
+        ("generic", ("generic", "")),
+        ("avx2", ("x86-64-v3", "")),
+        ("avxvnni", ("x86-64-v3", "+avxvnni")),
+    ):
         monkeypatch.setattr(cpu, "isa", lambda name=name: next(i for i in cpu.ISAS if i.name == name))
         assert cpu.llvm_target() == target
     monkeypatch.setattr(cpu, "isa", lambda: cpu.ISAS[0])

@@ -6,8 +6,8 @@ and 2 tokens all 16 of AVX2's (a 512-bit vector is two of them).
 
 from qllama import cpu
 
-_TOKENS = {"avx512": 4, "avx2": 2, "generic": 1}
-_TOKENS_F32 = {"avx512": 8, "avx2": 2, "generic": 1}
+_TOKENS = {"avx512": 4, "avxvnni": 2, "avx2": 2, "generic": 1}
+_TOKENS_F32 = {"avx512": 8, "avxvnni": 2, "avx2": 2, "generic": 1}
 
 TILE = _TOKENS[cpu.isa().name]
 TILE_F32 = _TOKENS_F32[cpu.isa().name]

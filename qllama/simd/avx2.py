@@ -11,14 +11,18 @@ from qllama.simd.types import vector
 I8x32, I16x16, I32x8 = vector("i8", 32), vector("i16", 16), vector("i32", 8)
 
 
-def _by_halves(b: ir.IRBuilder, f: Callable[..., ir.Value], *values: ir.Value) -> ir.Value:
-    """f on the lower and the upper 256 bits of 64-byte vectors; the two <8 x i32> joined."""
-    index = ir.VectorType(ir.IntType(32), 32)
+def by_halves(b: ir.IRBuilder, f: Callable[..., ir.Value], *values: ir.Value) -> ir.Value:
+    """f on the lower and the upper half of each vector; the two results joined."""
     parts = []
-    for first in (0, 32):
-        mask = ir.Constant(index, list(range(first, first + 32)))
-        parts.append(f(b, *[b.shuffle_vector(v, ir.Constant(v.type, ir.Undefined), mask) for v in values]))
-    return b.shuffle_vector(*parts, ir.Constant(vector("i32", 16), list(range(16))))
+    for side in (0, 1):
+        halves = []
+        for v in values:
+            n = v.type.count // 2
+            mask = ir.Constant(vector("i32", n), list(range(side * n, (side + 1) * n)))
+            halves.append(b.shuffle_vector(v, ir.Constant(v.type, ir.Undefined), mask))
+        parts.append(f(b, *halves))
+    whole = vector("i32", 2 * parts[0].type.count)
+    return b.shuffle_vector(*parts, ir.Constant(whole, list(range(whole.count))))
 
 
 def _quads(b: ir.IRBuilder, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
@@ -39,11 +43,11 @@ class AVX2(Generic):
 
     @staticmethod
     def dot_small(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
-        return b.add(acc, _by_halves(b, _quads, w, x))
+        return b.add(acc, by_halves(b, _quads, w, x))
 
     @staticmethod
     def dot_8(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
-        return b.add(acc, _by_halves(b, _signed_quads, w, x))
+        return b.add(acc, by_halves(b, _signed_quads, w, x))
 
     @staticmethod
     def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:

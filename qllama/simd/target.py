@@ -3,8 +3,14 @@
 from qllama import cpu
 from qllama.simd.avx2 import AVX2
 from qllama.simd.avx512 import AVX512
+from qllama.simd.avxvnni import AVXVNNI
 from qllama.simd.generic import Generic
 
-TARGETS: dict[str, type[Generic]] = {"generic": Generic, "avx2": AVX2, "avx512": AVX512}
+TARGETS: dict[str, type[Generic]] = {
+    "generic": Generic,
+    "avx2": AVX2,
+    "avxvnni": AVXVNNI,
+    "avx512": AVX512,
+}
 
 target = TARGETS[cpu.isa().name]
