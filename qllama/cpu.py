@@ -163,6 +163,11 @@ def default_threads() -> int:
     return max(1, int(min(_physical(_allowed()), _quota())))
 
 
+def processors() -> int:
+    """Hardware threads this process may run on."""
+    return len(_allowed())
+
+
 def max_threads() -> int:
     """The most threads that are accepted: a few per hardware thread, beyond that it is a mistake."""
     return max(64, 4 * (os.cpu_count() or 1))

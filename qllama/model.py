@@ -137,6 +137,8 @@ class Model:
             packed = list(declared.tensors.weights.values())
             self._memory = weights.pack(gguf, packed, self.team, progress.weights)
             self.path, self.hparams, self.warnings = gguf.path, declared.hparams, declared.warnings
+        if n_threads > cpu.processors():
+            self.warnings.append(f"{n_threads} threads on {cpu.processors()} processors are slower than fewer")
         self.plan, self.cache = declared.plan, declared.cache
         self.n_batch = min(self.n_batch, self.n_ctx)
         self._bound = BoundPlan(declared.plan, self.n_batch, kernels)

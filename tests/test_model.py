@@ -160,6 +160,14 @@ def test_absurd_sizes_are_refused(name: str, value: int) -> None:
         Model(shared("models/stories260K-f32.gguf"), **{name: value})
 
 
+def test_more_threads_than_processors_are_warned_of(monkeypatch) -> None:
+    monkeypatch.setattr(cpu, "processors", lambda: 2)
+    for n_threads, words in ((2, []), (3, ["3 threads on 2 processors are slower than fewer"])):
+        m = Model(shared("models/stories260K-f32.gguf"), n_threads=n_threads)
+        assert m.warnings == words
+        m.close()
+
+
 def test_plan_of_a_file_names_its_operations() -> None:
     text = describe_plan(shared("models/books-5m-Q8_0.gguf"))
     assert text.count("q8_0.matmul") == 7 * 6 + 1
