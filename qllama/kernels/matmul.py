@@ -11,6 +11,8 @@ from qllama.kernels.layouts import LAYOUTS, PANEL
 from qllama.kernels.rows import take, take_share
 from qllama.simd import load_i32, tile, tile_add_to, tile_store
 
+FEW_TOKENS = 16  # up to here a matmul waits for memory rather than for arithmetic
+
 
 @function
 def finish(low, high, out, ld_out, add):
@@ -62,25 +64,28 @@ def _matmul(times: Any, tokens: int, packed_bytes: int) -> Callable[..., Any]:
             at = w + p * n_block * packed_bytes
             times(like, at, x, ld_x, out + p * PANEL * 4, ld_out, n_block, add)
 
-    def matmul(job, n_rows, w, x, out, n_block, n_panel, ld_x, ld_out, add, grain):
-        """out[t] (+)= W x[t]. With many tokens a few panels at a time, which stay in the cache while tokens go by."""
-        if n_rows == 1:
-            first, last = take_share(job, n_panel)
-            while first < n_panel:
-                panels(tile(1), w, x, out, n_block, ld_x, ld_out, add, first, last)
-                first, last = take_share(job, n_panel)
-            return
+    @function
+    def next_panels(job, n_rows, n_panel, grain):
+        """(first, last): few tokens take long runs, read at the speed of memory, many what a pause can wait for."""
+        if n_rows <= FEW_TOKENS:
+            return take_share(job, n_panel)
         first = take(job, n_panel, grain)
+        return first, min(first + grain, n_panel)
+
+    def matmul(job, n_rows, w, x, out, n_block, n_panel, ld_x, ld_out, add, grain):
+        """out[t] (+)= W x[t]. `grain` panels at a time, which stay in the cache while the tokens go by."""
+        first, last = next_panels(job, n_rows, n_panel, grain)
         while first < n_panel:
-            last = min(first + grain, n_panel)
-            t = 0
-            while t + tokens <= n_rows:
-                panels(tile(tokens), w, x + t * ld_x, out + t * ld_out, n_block, ld_x, ld_out, add, first, last)
-                t += tokens
-            while t < n_rows:
-                panels(tile(1), w, x + t * ld_x, out + t * ld_out, n_block, ld_x, ld_out, add, first, last)
-                t += 1
-            first = take(job, n_panel, grain)
+            for p in range(first, last, grain):
+                end = min(p + grain, last)
+                t = 0
+                while t + tokens <= n_rows:
+                    panels(tile(tokens), w, x + t * ld_x, out + t * ld_out, n_block, ld_x, ld_out, add, p, end)
+                    t += tokens
+                while t < n_rows:
+                    panels(tile(1), w, x + t * ld_x, out + t * ld_out, n_block, ld_x, ld_out, add, p, end)
+                    t += 1
+            first, last = next_panels(job, n_rows, n_panel, grain)
 
     return matmul
 
