@@ -3,7 +3,7 @@
 from typing import Any
 
 from qllama.kernels.layouts import LAYOUTS
-from qllama.kernels.matmul import finish, function, layout_kernels
+from qllama.kernels.matmul import ask_ahead, finish, function, layout_kernels
 from qllama.kernels.tiles import TILE_F32
 from qllama.simd import (
     load_bf16,
@@ -29,6 +29,7 @@ def float_layout(name: str, load_vector: Any, load: Any, load_raw: Any, store_ra
     def times(zero, w, x, ld_x, out, ld_out, n_block, add):
         low, high = zero, zero
         for _ in range(n_block):
+            ask_ahead(w, 32 * size)
             low = tile_fma(low, load_vector(w), x, ld_x)
             high = tile_fma(high, load_vector(w + 16 * size), x, ld_x)
             w += 32 * size

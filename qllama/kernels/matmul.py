@@ -9,9 +9,21 @@ from typing import Any
 from qllama.jit import function, register
 from qllama.kernels.layouts import LAYOUTS, PANEL
 from qllama.kernels.rows import take, take_share
-from qllama.simd import load_i32, tile, tile_add_to, tile_store
+from qllama.simd import load_i32, prefetch, tile, tile_add_to, tile_store
+
+# How far ahead of their use weights are asked for. The hardware's own prefetching stops at pages and does not keep up
+# where a block takes long: with it alone a 1B model took 15.6 ms for one token instead of 11.5, 24.5 for four instead
+# of 12.8 (Q4_0, two cores of a Zen 5).
+AHEAD = 8192
 
 FEW_TOKENS = 16  # up to here a matmul waits for memory rather than for arithmetic
+
+
+@function
+def ask_ahead(w, nbytes):
+    """Ask for the `nbytes` that will be read AHEAD bytes after w."""
+    for i in range(0, nbytes, 64):
+        prefetch(w + AHEAD + i)
 
 
 @function
@@ -102,4 +114,4 @@ def _lookup(unpack_row: Any, packed_bytes: int) -> Callable[..., Any]:
     return lookup
 
 
-__all__ = ["finish", "function", "layout_kernels"]
+__all__ = ["ask_ahead", "finish", "function", "layout_kernels"]

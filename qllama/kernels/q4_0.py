@@ -7,7 +7,7 @@ Packed block: for each half of 16 rows, 16 scales f16, then 4 vectors of 64 byte
 import numpy as np
 
 from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS
-from qllama.kernels.matmul import finish, function, layout_kernels
+from qllama.kernels.matmul import ask_ahead, finish, function, layout_kernels
 from qllama.kernels.tiles import TILE
 from qllama.simd import (
     high_nibbles,
@@ -34,6 +34,7 @@ assert LAYOUTS["Q4_0"].nbytes == 2 * HALF
 def times(zero, w, x, ld_x, out, ld_out, n_block, add):
     low, high = zero, zero
     for _ in range(n_block):
+        ask_ahead(w, 2 * HALF)
         acc_low = tile_splat_i32(zero, x + 4, ld_x)  # -8 * sum: the dot product takes q without its offset
         acc_high = acc_low
         for j in range(4):

@@ -8,7 +8,7 @@ nibbles (as Q4_0's) and 2 vectors of upper bits: bits 0-1, 2-3, 4-5, 6-7 of byte
 import numpy as np
 
 from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS
-from qllama.kernels.matmul import finish, function, layout_kernels
+from qllama.kernels.matmul import ask_ahead, finish, function, layout_kernels
 from qllama.kernels.tiles import TILE
 from qllama.simd import (
     high_nibbles,
@@ -54,10 +54,14 @@ def _sixteen(total, acc, w, d, scale, x, ld_x, q, second):
 def times(zero, w, x, ld_x, out, ld_out, n_block, add):
     low, high = zero, zero
     for _ in range(n_block):
+        ask_ahead(w, QUANTS)
+        ask_ahead(w + HALF, QUANTS)
         d_low, d_high = load_f16x16(w), load_f16x16(w + HALF)
         for b in range(8):
             q = w + QUANTS + b * BLOCK32
             scale = w + SCALES + 32 * b
+            ask_ahead(q, BLOCK32)
+            ask_ahead(q + HALF, BLOCK32)
             first = tile_splat_i32(zero, x + 8, ld_x)
             second = tile_shl(tile_sub_i32(tile_splat_i32(zero, x + 4, ld_x), first), OFFSET)
             first = tile_shl(first, OFFSET)

@@ -7,7 +7,7 @@ of row r, plus the target's BIAS8.
 import numpy as np
 
 from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS
-from qllama.kernels.matmul import finish, function, layout_kernels
+from qllama.kernels.matmul import ask_ahead, finish, function, layout_kernels
 from qllama.kernels.tiles import TILE
 from qllama.simd import (
     BIAS8,
@@ -37,6 +37,7 @@ SHIFT = np.int32(4 if BIAS8 else 31)  # -8 * sum to -BIAS8 * sum; a shift by 31 
 def times(zero, w, x, ld_x, out, ld_out, n_block, add):
     low, high = zero, zero
     for _ in range(n_block):
+        ask_ahead(w, 2 * HALF)
         acc_low = tile_shl(tile_splat_i32(zero, x + 4, ld_x), SHIFT)
         acc_high = acc_low
         for j in range(8):

@@ -4,6 +4,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from qllama import cpu
@@ -127,6 +128,17 @@ def load_i8x16_f32(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
     return b.sitofp(v, F32x16)
 
 
+@primitive(types.void, addr)
+def prefetch(b: ir.IRBuilder, a: ir.Value) -> None:
+    """Ask for the cache line at `a`, which need not exist."""
+    byte = b.inttoptr(a, ir.IntType(8).as_pointer())
+    flags = [ir.Constant(I32, v) for v in (0, 3, 1)]  # to read, to the first level, data
+    function = cgutils.get_or_insert_function(
+        b.module, ir.FunctionType(ir.VoidType(), [byte.type, I32, I32, I32]), "llvm.prefetch.p0"
+    )
+    b.call(function, [byte, *flags])
+
+
 @primitive(f32x16, f32)
 def splat_f32(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     return splat(b, x, 16)
@@ -247,6 +259,13 @@ def upper_bits(b: ir.IRBuilder, v: ir.Value, field: ir.Value) -> ir.Value:
     return b.bitcast(b.shl(wide, const("i16", 32, 4)), vector("i8", 64))
 
 
+@primitive(i8x64, i8x64, i64, i64)
+def field(b: ir.IRBuilder, v: ir.Value, n: ir.Value, mask: ir.Value) -> ir.Value:
+    """Each byte shifted right by n, of that the bits in `mask`: 0 .. 255 >> n."""
+    wide = b.lshr(b.bitcast(v, vector("i16", 32)), splat(b, b.trunc(n, LANE["i16"]), 32))
+    return b.and_(b.bitcast(wide, vector("i8", 64)), splat(b, b.trunc(mask, LANE["i8"]), 64))
+
+
 @primitive(i8x64, i8x64, i8x64)
 def or_i8(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
     return b.or_(x, y)
@@ -325,6 +344,11 @@ def array_of(b: ir.IRBuilder, values: list[ir.Value]) -> ir.Value:
 def tile_splat_i32(b, t, _like: tile_f32, base: addr, stride: addr) -> tile_i32:
     """An int32 tile: each token's scalar in all lanes."""
     return array_of(b, [load_splat(b, offset(b, base, stride, i), I32, 16) for i in range(t)])
+
+
+@tile_primitive
+def tile_zero_i32(b, t, _like: tile_f32) -> tile_i32:
+    return ir.Constant(ir.ArrayType(I32x16, t), None)
 
 
 @tile_primitive
@@ -414,6 +438,12 @@ def atomic_store(b: ir.IRBuilder, a: ir.Value, v: ir.Value) -> None:
 @primitive(i64, addr, i64)
 def atomic_exchange(b: ir.IRBuilder, a: ir.Value, v: ir.Value) -> ir.Value:
     return b.atomic_rmw("xchg", pointer(b, a, I64), v, "seq_cst")
+
+
+@primitive(types.void)
+def in_order(b: ir.IRBuilder) -> None:
+    """No load moves across: else LLVM may load all that a block needs first, and spill it. No instruction."""
+    b.fence("acq_rel", "singlethread")
 
 
 @primitive(types.void)
