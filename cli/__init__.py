@@ -16,6 +16,7 @@ COMMANDS = {
     "run": "Write text that continues a prompt.",
     "info": "Say what a model file holds and whether it runs.",
     "tokenize": "Show the tokens of a text.",
+    "bench": "Measure the speed of models, as llama-bench does.",
     "warmup": "Compile the kernels ahead of the first run.",
 }
 

@@ -35,7 +35,10 @@ log = logging.getLogger("qllama")
 STEP = ("n_tokens", "n_past", "n_out", "tokens", "kv_blocks")
 
 # Kernels whose module is not the first part of their name.
-MODULES = {"f32": "floats", "f16": "floats", "bf16": "floats"}
+MODULES = {
+    "f32": "floats", "f16": "floats", "bf16": "floats",
+    "iq4_nl": "iq4", "iq4_xs": "iq4", "mxfp4": "iq4",
+}  # fmt: skip
 
 # An operation's arguments in memory, in int64: the counter of its rows (alone on a cache line), the place in the step
 # block of its number of rows, then its fields.
@@ -108,6 +111,13 @@ def function(f: Callable[..., Any]) -> Any:
     import numba
 
     return numba.njit(error_model="numpy")(f)
+
+
+def inlined(f: Callable[..., Any]) -> Any:
+    """Compile a helper into each of its callers: what it takes and gives stays in registers."""
+    import numba
+
+    return numba.njit(error_model="numpy", forceinline=True)(f)
 
 
 def _fields(f: Callable[..., Any]) -> tuple[tuple[str, str], ...]:

@@ -20,6 +20,7 @@ from qllama.hparams import HParams
 from qllama.kernels.layouts import LAYOUTS, POSITIONS
 from qllama.kv_cache import KVCache, element_bytes
 from qllama.plan import BoundPlan, Plan
+from qllama.stopwatch import Stopwatch
 from qllama.team import KERNELS as TEAM_KERNELS
 from qllama.team import Team
 
@@ -163,10 +164,13 @@ class Model:
             f"{printable(gguf.path)}: a context of {wish} needs {_gib(need)}, available are {_gib(have)}: {advice}"
         )
 
-    def forward(self, tokens: Sequence[int] | np.ndarray, n_past: int, n_out: int = 1) -> np.ndarray:
+    def forward(
+        self, tokens: Sequence[int] | np.ndarray, n_past: int, n_out: int = 1, stopwatch: Stopwatch | None = None
+    ) -> np.ndarray:  # fmt: skip
         """Run `tokens` at positions n_past, n_past+1, ...; positions before must have been run.
 
-        Returns the logits after each of the last n_out tokens: (n_out, n_vocab) float32, a copy.
+        Returns the logits after each of the last n_out tokens: (n_out, n_vocab) float32, a copy. A `stopwatch` of this
+        model takes the time of each operation.
         Raises InputError for ids that are not in the vocabulary and for what does not fit the context.
         """
         ids = self._ids(tokens)
@@ -180,16 +184,23 @@ class Model:
             batch = ids[first : first + self.n_batch]
             wanted = max(0, first + len(batch) - (len(ids) - n_out))  # of this batch's last tokens
             wanted = min(wanted, len(batch))
-            self._step(batch, n_past + first, wanted)
+            self._step(batch, n_past + first, wanted, stopwatch)
             if wanted:
                 at = first + len(batch) - wanted - (len(ids) - n_out)
                 logits[at : at + wanted] = self._bound.view("logits", wanted)
         return logits
 
-    def _step(self, batch: np.ndarray, n_past: int, n_out: int) -> None:
+    def stopwatch(self) -> Stopwatch:
+        """A new one, for `forward`."""
+        return Stopwatch(self._bound)
+
+    def _step(self, batch: np.ndarray, n_past: int, n_out: int, stopwatch: Stopwatch | None) -> None:
         self._tokens[: len(batch)] = batch
         self._bound.set_step(n_tokens=len(batch), n_past=n_past, n_out=n_out)
-        self.team.run(self._bound.tape, self._bound.arguments, self._bound.step)
+        if stopwatch is not None:
+            stopwatch.run(self.team)
+        else:
+            self.team.run(self._bound.tape, self._bound.arguments, self._bound.step)
 
     def _ids(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         ids = np.asarray(tokens)

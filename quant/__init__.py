@@ -1,6 +1,6 @@
 """Block formats on disk: decode and encode, arrays in, blocks out. Multiplying is the kernels' business.
 
-A format is one file with its block's layout, `decode` and `encode`, and one line in FORMATS.
+A format is one file with its block's layout, `decode` and, where it can be written, `encode`; and one line in FORMATS.
 """
 
 import math
@@ -11,7 +11,7 @@ import numpy as np
 
 from qllama.errors import InputError
 from qllama.ggml import BY_NAME
-from qllama.quant import floats, q4_0, q6_k, q8_0
+from qllama.quant import floats, iq4_nl, iq4_xs, mxfp4, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
 
 
 class Format(NamedTuple):
@@ -21,7 +21,7 @@ class Format(NamedTuple):
     """One block as stored, little-endian."""
     decode: Callable[[np.ndarray], np.ndarray]
     """(n_blocks,) of `block` -> (n_blocks, block length) float32."""
-    encode: Callable[[np.ndarray], np.ndarray]
+    encode: Callable[[np.ndarray], np.ndarray] | None = None
     """(n_blocks, block length) float32 -> (n_blocks,) of `block`; overflow decodes to NaN or infinity."""
 
 
@@ -30,8 +30,16 @@ FORMATS: dict[str, Format] = {
     "F16": Format(floats.BLOCK_F16, floats.decode_f16, floats.encode_f16),
     "BF16": Format(floats.BLOCK_BF16, floats.decode_bf16, floats.encode_bf16),
     "Q4_0": Format(q4_0.BLOCK_Q4_0, q4_0.decode, q4_0.encode),
+    "Q4_1": Format(q4_1.BLOCK_Q4_1, q4_1.decode, q4_1.encode),
+    "Q5_0": Format(q5_0.BLOCK_Q5_0, q5_0.decode, q5_0.encode),
+    "Q5_1": Format(q5_1.BLOCK_Q5_1, q5_1.decode, q5_1.encode),
     "Q8_0": Format(q8_0.BLOCK_Q8_0, q8_0.decode, q8_0.encode),
+    "Q4_K": Format(q4_k.BLOCK_Q4_K, q4_k.decode),
+    "Q5_K": Format(q5_k.BLOCK_Q5_K, q5_k.decode),
     "Q6_K": Format(q6_k.BLOCK_Q6_K, q6_k.decode, q6_k.encode),
+    "IQ4_NL": Format(iq4_nl.BLOCK_IQ4_NL, iq4_nl.decode),
+    "IQ4_XS": Format(iq4_xs.BLOCK_IQ4_XS, iq4_xs.decode),
+    "MXFP4": Format(mxfp4.BLOCK_MXFP4, mxfp4.decode, mxfp4.encode),
 }
 
 PIECE = 1 << 18  # values encoded at a time: the temporaries stay in cache, and small beside a large tensor
@@ -61,10 +69,13 @@ def quantize(array: np.ndarray, type_name: str, importance: np.ndarray | None = 
     """The blocks of `array` (rows, n) float32, as (rows, bytes of a row) uint8.
 
     `importance`, a weight for each of the n columns, is not implemented for any format yet.
-    Raises InputError for that, for a type that is not implemented, for rows that are not whole blocks, and,
-    naming the row, for values that are not finite or too large for the format.
+    Raises InputError for that, for a type that is not implemented or only decoded, for rows that are not whole
+    blocks, and, naming the row, for values that are not finite or too large for the format.
     """
     form = _format(type_name)
+    if form.encode is None:
+        able = ", ".join(name for name, f in FORMATS.items() if f.encode)
+        raise InputError(f"quantizing to {type_name} is not implemented; implemented: {able}")
     if importance is not None:
         raise InputError(f"{type_name}: quantizing with an importance matrix is not implemented")
     _check_rows(array, type_name)

@@ -5,23 +5,42 @@ computes in float64 what its kernel approximates.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader
+from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 
 # Activations as matmuls of quantized weights read them: value = d * q.
 BLOCK_Q8 = np.dtype([("d", "<f4"), ("nsum8", "<i4"), ("nsum8_low", "<i4"), ("dsum", "<f4"), ("q", "i1", 32)])
 assert BLOCK_Q8.itemsize == 48
 
-# Where a block has its scales: byte offset of d, of the signed bytes that multiply it, columns of each.
-SCALES: dict[str, tuple[int, slice, int]] = {
-    "Q4_0": (0, slice(0), 32),
-    "Q8_0": (0, slice(0), 32),
-    "Q6_K": (208, slice(192, 208), 16),
+
+class Parts(NamedTuple):
+    """How to take a block apart with gguf-py alone: the bytes that make its scales, or its integers, one."""
+
+    columns: int  # that share a scale
+    d: int | None  # offset of the f16 that multiplies all
+    dmin: int | None  # offset of the f16 that is added, or multiplies what is
+    scales: dict[int, bytes]  # offset -> bytes with which all scales are 1 when d is
+    ones: dict[int, bytes]  # offset -> bytes with which all integers are 1
+
+
+PARTS: dict[str, Parts] = {
+    "Q4_0": Parts(32, 0, None, {}, {2: b"\x99" * 16}),
+    "Q4_1": Parts(32, 0, 2, {}, {4: b"\x11" * 16}),
+    "Q5_0": Parts(32, 0, None, {}, {2: b"\xff" * 4 + b"\x11" * 16}),
+    "Q5_1": Parts(32, 0, 2, {}, {4: b"\0" * 4 + b"\x11" * 16}),
+    "Q8_0": Parts(32, 0, None, {}, {2: b"\1" * 32}),
+    "Q4_K": Parts(32, 0, 2, {4: b"\1" * 8 + b"\x11" * 4}, {16: b"\x11" * 128}),
+    "Q5_K": Parts(32, 0, 2, {4: b"\1" * 8 + b"\x11" * 4}, {16: bytes(32) + b"\x11" * 128}),
+    "Q6_K": Parts(16, 208, None, {192: b"\1" * 16}, {0: b"\x11" * 128 + b"\xaa" * 64}),
+    "IQ4_NL": Parts(32, 0, None, {}, {2: b"\x88" * 16}),
+    "IQ4_XS": Parts(32, 0, None, {2: b"\xaa" * 2 + b"\x11" * 4}, {8: b"\x88" * 128}),
+    "MXFP4": Parts(32, None, None, {0: b"\x80"}, {1: b"\x11" * 16}),
 }
-BLOCK_BYTES = {"Q4_0": 18, "Q8_0": 34, "Q6_K": 210}
+ONE, ZERO = np.float16(1).tobytes(), bytes(2)
 
 
 def fma(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -75,43 +94,53 @@ def weights(blocks: np.ndarray, type_name: str) -> np.ndarray:
     return dequantize(blocks, GGMLQuantizationType[type_name])
 
 
-def _integers(blocks: np.ndarray, type_name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Scales (n_out, n_group) float32 and integers (n_out, n_group, columns) of quantized rows.
+def _with(blocks: np.ndarray, type_name: str, changes: dict[int | None, bytes]) -> np.ndarray:
+    """The values (n_out, n_group, columns) of rows after `changes` to every block: offset -> bytes."""
+    size = GGML_QUANT_SIZES[GGMLQuantizationType[type_name]][1]
+    changed = blocks.reshape(len(blocks), -1, size).copy()
+    for at, content in changes.items():
+        if at is not None:
+            changed[:, :, at : at + len(content)] = np.frombuffer(content, np.uint8)
+    return weights(changed.reshape(len(blocks), -1), type_name).reshape(len(blocks), -1, PARTS[type_name].columns)
 
-    The integers are what gguf-py makes of the blocks when their scales are one.
+
+def take_apart(blocks: np.ndarray, type_name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """w = scale * integer + min of quantized rows, by gguf-py.
+
+    Scales (n_out, n_group) float32, integers (n_out, n_group, columns), mins (n_out, n_group) float32.
     """
-    at, groups, columns = SCALES[type_name]
-    size = BLOCK_BYTES[type_name]
-    unit = blocks.reshape(len(blocks), -1, size).copy()
-    d = unit[:, :, at : at + 2].copy().view("<f2").astype(np.float32)  # (n_out, n_block, 1)
-    scales = d * unit[:, :, groups].view(np.int8).astype(np.float32) if groups.stop else d
-    unit[:, :, at : at + 2] = np.array([1], "<f2").view(np.uint8)
-    unit[:, :, groups] = 1
-    q = weights(unit.reshape(len(blocks), -1), type_name).astype(np.int64)
-    return scales.reshape(len(blocks), -1), q.reshape(len(blocks), -1, columns)
+    parts = PARTS[type_name]
+    integers = _with(blocks, type_name, {parts.d: ONE, parts.dmin: ZERO, **parts.scales})
+    scales = _with(blocks, type_name, {parts.dmin: ZERO, **parts.ones})[:, :, 0]
+    mins = np.zeros_like(scales)
+    if parts.dmin is not None:
+        mins = _with(blocks, type_name, {at: bytes(len(ones)) for at, ones in parts.ones.items()})[:, :, 0]
+    return scales, integers.astype(np.int64), mins
 
 
 def matmul_bits(blocks: np.ndarray, type_name: str, x: np.ndarray) -> np.ndarray:
     """W x for (n_tokens, n_in) float32: (n_tokens, n_out) float32, the very bits that a matmul has to give.
 
-    Quantized: an integer dot product per group of columns, one float32 FMA for each, groups in order. Floats: one FMA
-    per column, in order.
+    Quantized: an integer dot product per group of columns, one float32 FMA for each and one for its min, groups in
+    order. Floats: one FMA per column, in order.
     """
     total = np.zeros((len(x), len(blocks)), np.float32)
-    if type_name not in SCALES:
+    if type_name not in PARTS:
         w = weights(blocks, type_name)
         for column in range(x.shape[1]):
             total = fma(w[None, :, column], x[:, column, None], total)
         return total
-    scales, q = _integers(blocks, type_name)
+    scales, q, mins = take_apart(blocks, type_name)
     columns = q.shape[2]
     activations = quantize(x)
     qx = activations["q"].reshape(len(x), -1, columns).astype(np.int64)
     for g in range(q.shape[1]):
         dot = qx[:, g] @ q[:, g].T
         assert np.abs(dot).max(initial=0) < 2**24  # exact as float32
-        scale = scales[None, :, g] * activations["d"][:, g * columns // 32, None]  # float32, rounded
-        total = fma(dot.astype(np.float32), scale, total)
+        block = activations[:, g * columns // 32, None]
+        total = fma(dot.astype(np.float32), scales[None, :, g] * block["d"], total)  # the scale is rounded
+        if PARTS[type_name].dmin is not None:
+            total = fma(mins[None, :, g], block["dsum"], total)
     return total
 
 

@@ -20,12 +20,17 @@ from qllama.kernels.exp import exp
 from qllama.simd import (
     absolute,
     add_i32,
+    code_book,
     div,
+    field,
     fma,
     high_nibbles,
+    in_order,
     lane_ids,
     load_bf16,
     load_bf16x16,
+    load_e8m0,
+    load_e8m0x16,
     load_f16,
     load_f16x16,
     load_f32,
@@ -66,6 +71,7 @@ from qllama.simd import (
     tile_splat_i32,
     tile_store,
     tile_sub_i32,
+    tile_zero_i32,
     to_f32,
     upper_bits,
 )  # fmt: skip
@@ -167,6 +173,13 @@ def from_bf16(h, out):
         store_f32(out + 64 + 4 * i, load_bf16(h + 2 * i))
 
 
+@op("u1*16", "f4*32")
+def from_e8m0(e, out):
+    store_f32x16(out, load_e8m0x16(e))
+    for i in range(16):
+        store_f32(out + 64 + 4 * i, load_e8m0(e + i))
+
+
 @op("f4*16", "u2*32")
 def to_half(x, out):
     store_f16x16(out, load_f32x16(x))
@@ -180,8 +193,26 @@ def bits(x, y, out):
     store_i8x64(out, low_nibbles(v))
     store_i8x64(out + 64, high_nibbles(v))
     store_i8x64(out + 128, or_i8(v, load_i8x64(y)))
-    for field in range(4):
-        store_i8x64(out + 192 + 64 * field, upper_bits(v, field))
+    for i in range(4):
+        store_i8x64(out + 192 + 64 * i, upper_bits(v, i))
+
+
+@op("u1*64", "u1*256")
+def fields(x, out):
+    v = load_i8x64(x)
+    store_i8x64(out, field(v, 0, 31))
+    store_i8x64(out + 64, field(v, 3, 28))
+    in_order()
+    store_i8x64(out + 128, field(v, 6, 3))
+    store_i8x64(out + 192, field(v, 1, 127))
+
+
+look_up = code_book([*range(-128, 128, 17)])
+
+
+@op("u1*64", "i1*64")
+def codes(index, out):
+    store_i8x64(out, look_up(load_i8x64(index)))
 
 
 # Tiles of four tokens: token t's scalars are at t times the stride. A float tile is stored as it is, an integer one
@@ -202,11 +233,14 @@ def dot_8_4(acc, w, x, one, out):
     tile_store(tile_scale(zero, total, load_f32x16(one), one, 0), out, 64)
 
 
-@op("i4*4 i4*4 f4*16", "f4*64")
+@op("i4*4 i4*4 f4*16", "f4*128")
 def integer_tiles(x, y, one, out):
     zero = tile(4)
-    total = tile_shl(tile_sub_i32(tile_splat_i32(zero, x, 4), tile_splat_i32(zero, y, 4)), 2)
+    n = tile_splat_i32(zero, x, 4)
+    total = tile_shl(tile_sub_i32(n, tile_splat_i32(zero, y, 4)), 2)
     tile_store(tile_scale(zero, total, load_f32x16(one), one, 0), out, 64)
+    negative = tile_sub_i32(tile_zero_i32(zero), n)
+    tile_store(tile_scale(zero, negative, load_f32x16(one), one, 0), out + 256, 64)
 
 
 @op("f4*16 f4*4 i4*4 f4*16", "f4*64")

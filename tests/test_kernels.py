@@ -38,9 +38,12 @@ def random_blocks(type_name: str, n_out: int, n_in: int, seed: int = 0) -> np.nd
 
 
 def set_scales(blocks: np.ndarray, type_name: str, d: np.ndarray | float) -> None:
-    """Set the f16 scale of (..., block bytes)."""
-    at = naive.SCALES[type_name][0]
-    blocks[..., at : at + 2] = np.asarray(d, "<f2")[..., None].view(np.uint8)
+    """Set the f16 scale of (..., block bytes), and that of the mins; in MXFP4 to the power of two below."""
+    if type_name == "MXFP4":
+        blocks[..., 0] = np.frexp(d)[1] + 127
+    for at, factor in ((naive.PARTS[type_name].d, 1), (naive.PARTS[type_name].dmin, -0.75)):
+        if at is not None:
+            blocks[..., at : at + 2] = np.asarray(np.multiply(d, factor), "<f2")[..., None].view(np.uint8)
 
 
 def random_activations(n_tokens: int, n: int, seed: int = 1) -> np.ndarray:
@@ -53,9 +56,14 @@ def random_activations(n_tokens: int, n: int, seed: int = 1) -> np.ndarray:
     return x
 
 
-def magnitude(w: np.ndarray, x: np.ndarray) -> np.ndarray:
+def magnitude(blocks: np.ndarray, type_name: str, x: np.ndarray) -> np.ndarray:
     """What rounding errors of W x are relative to: the sum of the sizes of all terms. (n_tokens, n_out)."""
-    return np.abs(np.float64(x)) @ np.abs(np.float64(w)).T
+    if type_name in INTEGER:
+        scales, q, mins = naive.take_apart(blocks, type_name)
+        w = (np.abs(np.float64(scales))[:, :, None] * np.abs(q) + np.abs(mins)[:, :, None]).reshape(len(blocks), -1)
+    else:
+        w = np.abs(np.float64(naive.weights(blocks, type_name)))
+    return np.abs(np.float64(x)) @ w.T
 
 
 def same_bits(got: np.ndarray, expected: np.ndarray) -> bool:
@@ -69,7 +77,7 @@ def same_bits(got: np.ndarray, expected: np.ndarray) -> bool:
 def test_packed_weights_take_the_bits_of_the_file(type_name):
     layout = LAYOUTS[type_name]
     n_in = 16 * layout.block
-    assert layout.size(320, n_in) == 320 * n_in * layout.type.bits / 8
+    assert 1 <= layout.size(320, n_in) / (320 * n_in * layout.type.bits / 8) <= 1.06
 
 
 @pytest.mark.parametrize("type_name", LAYOUTS)
@@ -87,6 +95,15 @@ def test_lookup_of_all_finite_halves():
     halves = bits[np.isfinite(bits.view("<f2"))].reshape(-1, 64)
     got = lookup("F16", pack("F16", halves.view(np.uint8)), 64, list(range(len(halves))))
     assert same_bits(got.copy(), halves.view("<f2").astype(np.float32))
+
+
+def test_lookup_of_all_exponents_and_codes_of_mxfp4():
+    blocks = np.zeros((256, 17), np.uint8)
+    blocks[:, 0] = np.arange(256)
+    blocks[:, 1:] = np.arange(16) * 17
+    with np.errstate(over="ignore"):  # 12 * 2**127
+        expected = naive.weights(blocks, "MXFP4")
+    assert same_bits(lookup("MXFP4", pack("MXFP4", blocks), 32, list(range(256))).copy(), expected)
 
 
 @pytest.mark.parametrize("type_name", LAYOUTS)
@@ -120,7 +137,7 @@ def test_matmul_is_the_product_with_the_weights_of_gguf_py(type_name):
     got = matmul(type_name, pack(type_name, blocks), n_out, x)
     w = naive.weights(blocks, type_name)
     read = naive.dequantized_activations(x) if type_name in INTEGER else x
-    bound = (n_in + 2) * ULP * magnitude(w, read)
+    bound = (n_in + 2) * ULP * magnitude(blocks, type_name, read)
     assert (np.abs(got - np.float64(read) @ np.float64(w).T) <= bound).all()
 
 
@@ -137,11 +154,13 @@ def test_matmul_does_not_depend_on_batch_threads_or_grain(type_name):
 
 
 def extreme_blocks(type_name: str, n_out: int, n_in: int, fill: int, group_scale: int) -> np.ndarray:
-    """Every byte of the quants is `fill`, every group's signed scale `group_scale`, d is 1."""
+    """Every byte of the quants is `fill`, every byte of the groups' scales `group_scale`, d is 1."""
     layout = LAYOUTS[type_name]
     blocks = np.full((n_out, n_in // layout.block, layout.type.nbytes), fill, np.uint8)
-    blocks[:, :, naive.SCALES[type_name][1]] = np.uint8(group_scale % 256)
     set_scales(blocks, type_name, 1.0)
+    scales_at = {} if type_name == "MXFP4" else naive.PARTS[type_name].scales  # there set_scales has set them
+    for at, scales in scales_at.items():
+        blocks[:, :, at : at + len(scales)] = np.uint8(group_scale % 256)
     return blocks.reshape(n_out, -1)
 
 
@@ -151,7 +170,7 @@ SIGNS = [(1, 1, 1, 1), (-1, -1, -1, -1), (1, -1, 1, -1), (1, 1, -1, -1)]
 
 @pytest.mark.parametrize("type_name", INTEGER)
 @pytest.mark.parametrize("fill", [0x00, 0xFF, 0x80, 0x7F, 0x0F, 0xF0])  # in Q8_0: 0, -1, -128, 127
-@pytest.mark.parametrize("group_scale", [-128, 127])
+@pytest.mark.parametrize("group_scale", [-128, 127, -1])  # in K-quants -1 is 63, the most that 6 bits hold
 def test_integer_dots_never_saturate(type_name, fill, group_scale):
     n_in = n_ins(type_name)[0]
     blocks = extreme_blocks(type_name, 33, n_in, fill, group_scale)

@@ -14,11 +14,11 @@ FOLDERS = {"qllama": "qllama", "qllama.quant": "quant", "qllama.cli": "cli"}
 LAYERS = [
     "qllama.cli",
     "qllama",
-    "qllama.llm",
+    "qllama.llm qllama.bench",
     "qllama.generate",
     "qllama.model",
     "qllama.builder",
-    "qllama.weights",
+    "qllama.weights qllama.stopwatch",
     "qllama.plan qllama.arch qllama.kv_cache qllama.sampling qllama.data",
     "qllama.team",
     "qllama.kernels",

@@ -113,6 +113,7 @@ def inputs() -> dict[str, list[np.ndarray]]:
         "byte_sums": [np.append(rng.integers(-127, 128, 1568), [-127] * 16 + [127] * 16) for _ in range(2)],
         "low_bytes": [words], "signed_bytes": [np.resize(np.arange(-128, 128), 256)], "from_half": [np.arange(65536)],
         "from_bf16": [np.arange(65536)], "to_half": [halfway_cases()], "bits": list(anything),
+        "fields": [anything[0]], "codes": [anything[0] % 16], "from_e8m0": [np.arange(256)],
         "dot_small4": dot_operands(0, 127), "dot_8_4": dot_8, "integer_tiles": [n, n[::-1] // 2, d],
         "float_tiles": [np.resize(small[0], 2560), np.resize(small[1], 640), n, np.resize(small[2], 2560)],
     }  # fmt: skip
@@ -195,6 +196,11 @@ def test_all_bfloat16_are_widened_exactly(results):
     same(results["from_bf16"], np.hstack([expected, expected]))
 
 
+def test_all_exponents_give_half_their_power_of_two(results):
+    expected = np.exp2(np.arange(256) - 128.0).astype(F32).reshape(-1, 16)
+    same(results["from_e8m0"], np.hstack([expected, expected]))
+
+
 def test_floats_are_narrowed_to_the_nearest_half(results):
     with np.errstate(over="ignore"):
         expected = np.clip(inputs()["to_half"][0], -65504, 65504).astype("<f2").reshape(-1, 16)
@@ -258,11 +264,16 @@ def test_bit_fields_of_bytes(results):
     x, y = (a.astype("u1").reshape(-1, 64) for a in inputs()["bits"])
     fields = [((x >> (2 * f)) & 3) << 4 for f in range(4)]
     same(results["bits"], np.stack([x & 15, x >> 4, x | y, *fields], axis=1))
+    same(results["fields"], np.stack([x & 31, (x >> 3) & 28, x >> 6, x >> 1], axis=1))
+
+
+def test_codes_are_looked_up(results):
+    same(results["codes"], np.arange(-128, 128, 17, dtype="i1")[inputs()["codes"][0]])
 
 
 def test_tiles(results):
     n, m, _ = inputs()["integer_tiles"]
-    same(results["integer_tiles"], np.repeat((n - m) * 4, 16, axis=1).astype(F32))
+    same(results["integer_tiles"], np.repeat(np.hstack([(n - m) * 4, -n]), 16, axis=1).astype(F32))
     v, x, k, d = inputs()["float_tiles"]
     v, d, x, k = v.reshape(-1, 1, 16), d.reshape(-1, 1, 16), x.reshape(-1, 4, 1), k.reshape(-1, 4, 1).astype(F32)
     zero = F32(0)

@@ -43,9 +43,10 @@ class Layout:
         return self.panels(n_out) * self.panel_bytes(n_in)
 
 
-def _layout(name: str, activation: str) -> Layout:
+def _layout(name: str, activation: str, more: int = 0) -> Layout:
+    """`more`: bytes that a row's block takes packed above those of the file."""
     t = BY_NAME[name]
-    return Layout(t, name.lower(), activation, t.block, PANEL * t.nbytes)
+    return Layout(t, name.lower(), activation, t.block, PANEL * (t.nbytes + more))
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -53,8 +54,16 @@ LAYOUTS: dict[str, Layout] = {
     "F16": _layout("F16", F32),
     "BF16": _layout("BF16", F32),
     "Q4_0": _layout("Q4_0", Q8),
+    "Q4_1": _layout("Q4_1", Q8),
+    "Q5_0": _layout("Q5_0", Q8),
+    "Q5_1": _layout("Q5_1", Q8),
+    "Q4_K": _layout("Q4_K", Q8, more=4),
+    "Q5_K": _layout("Q5_K", Q8, more=4),
     "Q6_K": _layout("Q6_K", Q8),
     "Q8_0": _layout("Q8_0", Q8),
+    "IQ4_NL": _layout("IQ4_NL", Q8),
+    "IQ4_XS": _layout("IQ4_XS", Q8, more=2),
+    "MXFP4": _layout("MXFP4", Q8),
 }
 
 

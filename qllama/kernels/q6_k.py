@@ -1,8 +1,8 @@
 """Q6_K: w = d * scale * (q - 32), superblocks of 256 with an int8 scale per 16 columns.
 
-Packed block: for each half of 16 rows, 16 d f16, 16 x 16 scales int8, then for each 32 columns 4 vectors of low
-nibbles (as Q4_0's) and 2 vectors of upper bits: bits 0-1, 2-3, 4-5, 6-7 of byte 4r+i of vector m belong to columns
-8m+i, 8m+4+i, 16+8m+i, 16+8m+4+i of row r.
+Packed block: for each half of 16 rows, 16 d f16, 16 x 16 scales int8, then 6 vectors for each 32 columns. Byte 4r+i of
+vector j < 4 has column 4j+i of row r in bits 0-5 and the upper 2 bits of column 16+4j+i in bits 6-7; the lower 4 are in
+vectors 4 (j = 0 low, 1 high) and 5 (j = 2 low, 3 high).
 """
 
 import numpy as np
@@ -11,17 +11,19 @@ from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS
 from qllama.kernels.matmul import ask_ahead, finish, function, layout_kernels
 from qllama.kernels.tiles import TILE
 from qllama.simd import (
-    high_nibbles,
+    field,
+    in_order,
     load_f16,
     load_f16x16,
     load_i8x16_f32,
     load_i8x64,
+    load_i64,
     load_u8,
     load_u16,
-    low_nibbles,
     mul,
     or_i8,
     store_f32,
+    store_i32,
     store_u8,
     store_u16,
     tile_dot_small,
@@ -29,25 +31,30 @@ from qllama.simd import (
     tile_shl,
     tile_splat_i32,
     tile_sub_i32,
-    upper_bits,
 )
 
 SCALES, QUANTS, BLOCK32 = 32, 32 + 256, 6 * 64
 HALF = QUANTS + 8 * BLOCK32
 assert LAYOUTS["Q6_K"].nbytes == 2 * HALF
+ONES = 0x0101010101010101
 OFFSET = np.int32(2)  # -8 * sum shifted by 2 is -32 * sum
 
 
 @function
-def _sixteen(total, acc, w, d, scale, x, ld_x, q, second):
-    """16 columns (the low or the high nibbles of 4 vectors) of one half panel."""
+def _dots(acc_low, acc_high, at, x, ld_x, second):
+    """16 of 32 columns of both half panels."""
     for j in range(4):
-        v = load_i8x64(q + 64 * j)
-        bits = load_i8x64(q + 256 + 64 * (j // 2))
-        nibbles = high_nibbles(v) if second else low_nibbles(v)
-        w6 = or_i8(nibbles, upper_bits(bits, j % 2 + 2 * second))
-        acc = tile_dot_small(acc, w6, x + 16 + 16 * second + 4 * j, ld_x)
-    return tile_scale(total, acc, mul(load_i8x16_f32(scale), d), x, ld_x)
+        in_order()
+        v, u = load_i8x64(at + 64 * j), load_i8x64(at + HALF + 64 * j)
+        if second:
+            k = 256 + 64 * (j // 2)
+            v = or_i8(field(v, 2, 48), field(load_i8x64(at + k), 4 * (j % 2), 15))
+            u = or_i8(field(u, 2, 48), field(load_i8x64(at + HALF + k), 4 * (j % 2), 15))
+        else:
+            v, u = field(v, 0, 63), field(u, 0, 63)
+        q = x + 16 + 16 * second + 4 * j
+        acc_low, acc_high = tile_dot_small(acc_low, v, q, ld_x), tile_dot_small(acc_high, u, q, ld_x)
+    return acc_low, acc_high
 
 
 @function
@@ -57,30 +64,32 @@ def times(zero, w, x, ld_x, out, ld_out, n_block, add):
         ask_ahead(w, QUANTS)
         ask_ahead(w + HALF, QUANTS)
         d_low, d_high = load_f16x16(w), load_f16x16(w + HALF)
-        for b in range(8):
-            q = w + QUANTS + b * BLOCK32
-            scale = w + SCALES + 32 * b
-            ask_ahead(q, BLOCK32)
-            ask_ahead(q + HALF, BLOCK32)
+        scale, at = w + SCALES, w + QUANTS
+        for _ in range(8):
+            ask_ahead(at, BLOCK32)
+            ask_ahead(at + HALF, BLOCK32)
             first = tile_splat_i32(zero, x + 8, ld_x)
-            second = tile_shl(tile_sub_i32(tile_splat_i32(zero, x + 4, ld_x), first), OFFSET)
-            first = tile_shl(first, OFFSET)
-            low = _sixteen(low, first, w, d_low, scale, x, ld_x, q, 0)
-            low = _sixteen(low, second, w, d_low, scale + 16, x, ld_x, q, 1)
-            high = _sixteen(high, first, w, d_high, scale + HALF, x, ld_x, q + HALF, 0)
-            high = _sixteen(high, second, w, d_high, scale + HALF + 16, x, ld_x, q + HALF, 1)
+            start = tile_shl(first, OFFSET)
+            sum_low, sum_high = _dots(start, start, at, x, ld_x, 0)
+            low = tile_scale(low, sum_low, mul(load_i8x16_f32(scale), d_low), x, ld_x)
+            high = tile_scale(high, sum_high, mul(load_i8x16_f32(scale + HALF), d_high), x, ld_x)
+            start = tile_shl(tile_sub_i32(tile_splat_i32(zero, x + 4, ld_x), first), OFFSET)
+            sum_low, sum_high = _dots(start, start, at, x, ld_x, 1)
+            low = tile_scale(low, sum_low, mul(load_i8x16_f32(scale + 16), d_low), x, ld_x)
+            high = tile_scale(high, sum_high, mul(load_i8x16_f32(scale + HALF + 16), d_high), x, ld_x)
+            scale += 32
+            at += BLOCK32
             x += BLOCK_Q8
         w += 2 * HALF
     finish(low, high, out, ld_out, add)
 
 
 @function
-def _quant(src, e):
-    """Element e of a block of the file, 0..63."""
-    half, rest = e // 128, e % 128
-    low = np.int32(load_u8(src + 64 * half + rest % 64)) >> (4 * (rest // 64))
-    upper = np.int32(load_u8(src + 128 + 32 * half + rest % 32)) >> (2 * (rest // 32))
-    return (low & 15) | ((upper & 3) << 4)
+def _quants(src, b, k):
+    """Columns 8k .. 8k+7 of the 32 columns b, in the bytes of an int64; src is a block of the file."""
+    nibbles = load_i64(src + b // 4 * 64 + b % 2 * 32 + 8 * k) >> (b % 4 // 2 * 4)
+    upper = load_i64(src + 128 + b // 4 * 32 + 8 * k) >> (b % 4 * 2)
+    return (nibbles & (15 * ONES)) | ((upper & (3 * ONES)) << 4)
 
 
 @function
@@ -92,15 +101,20 @@ def pack_block(src, dst, r):
         store_u8(dst + SCALES + 16 * s + lane, load_u8(src + 192 + s))
     for b in range(8):
         q = dst + QUANTS + b * BLOCK32 + 4 * lane
-        for i in range(4):
-            for m in range(2):
-                upper = np.int32(0)
-                for k in range(2):
-                    first = _quant(src, 32 * b + 8 * m + 4 * k + i)
-                    second = _quant(src, 32 * b + 16 + 8 * m + 4 * k + i)
-                    store_u8(q + 64 * (2 * m + k) + i, np.uint8((first & 15) | ((second & 15) << 4)))
-                    upper |= ((first >> 4) << (2 * k)) | ((second >> 4) << (4 + 2 * k))
-                store_u8(q + 256 + 64 * m + i, np.uint8(upper))
+        for k in range(2):  # two vectors at a time
+            first, second = _quants(src, b, k), _quants(src, b, k + 2)
+            both, rest = first | (((second >> 4) & (3 * ONES)) << 6), second & (15 * ONES)
+            store_i32(q + 128 * k, np.int32(both))
+            store_i32(q + 128 * k + 64, np.int32(both >> 32))
+            store_i32(q + 256 + 64 * k, np.int32(rest | (rest >> 28)))
+
+
+@function
+def _quant(q, c):
+    """Column c of 32; q is where the row's bytes are in the first vector."""
+    j, i = c % 16 // 4, c % 4
+    byte, rest = np.int32(load_u8(q + 64 * j + i)), np.int32(load_u8(q + 256 + 64 * (j // 2) + i))
+    return byte & 63 if c < 16 else (byte >> 6 << 4) | ((rest >> (j % 2 * 4)) & 15)
 
 
 @function
@@ -109,16 +123,13 @@ def unpack_row(w, r, out, n_block):
     lane = r % 16
     for _ in range(n_block):
         d = load_f16(w + 2 * lane)
-        for c in range(256):
-            column, q = c % 16, w + QUANTS + c // 32 * BLOCK32 + 4 * lane
-            second = c // 16 % 2
-            nibble = (np.int32(load_u8(q + column // 4 * 64 + column % 4)) >> (4 * second)) & 15
-            field = 2 * (column // 4 % 2) + 4 * second
-            upper = (np.int32(load_u8(q + 256 + column // 8 * 64 + column % 4)) >> field) & 3
-            scale = np.float32(np.int8(load_u8(w + SCALES + c // 16 * 16 + lane)))
-            store_f32(out + 4 * c, d * scale * np.float32((nibble | (upper << 4)) - 32))
+        for s in range(16):
+            scale = d * np.float32(np.int8(load_u8(w + SCALES + 16 * s + lane)))
+            q = w + QUANTS + s // 2 * BLOCK32 + 4 * lane
+            for c in range(16):
+                store_f32(out + 4 * c, scale * np.float32(_quant(q, s % 2 * 16 + c) - 32))
+            out += 64
         w += 2 * HALF
-        out += 1024
 
 
 layout_kernels("Q6_K", TILE, times, pack_block, unpack_row)

@@ -50,6 +50,13 @@ class AVX2(Generic):
         return b.add(acc, by_halves(b, _signed_quads, w, x))
 
     @staticmethod
+    def lookup16(b: ir.IRBuilder, table: list[int], index: ir.Value) -> ir.Value:
+        def shuffle(b: ir.IRBuilder, half: ir.Value) -> ir.Value:
+            return call(b, "llvm.x86.avx2.pshuf.b", I8x32, ir.Constant(I8x32, table * 2), half)
+
+        return by_halves(b, shuffle, index)
+
+    @staticmethod
     def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
         return call(b, "llvm.fma.v16f32", F32x16, x, y, z)
 

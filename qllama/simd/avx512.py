@@ -16,3 +16,7 @@ class AVX512(AVX2):
         return call(b, "llvm.x86.avx512.vpdpbusd.512", acc.type, acc, w, x)
 
     dot_small = dot_8
+
+    @staticmethod
+    def lookup16(b: ir.IRBuilder, table: list[int], index: ir.Value) -> ir.Value:
+        return call(b, "llvm.x86.avx512.pshuf.b.512", index.type, ir.Constant(index.type, table * 4), index)

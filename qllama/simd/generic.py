@@ -30,6 +30,15 @@ class Generic:
     dot_small = dot_8
 
     @staticmethod
+    def lookup16(b: ir.IRBuilder, table: list[int], index: ir.Value) -> ir.Value:
+        """table[index[i]] for 64 indices 0..15: each bit of the index halves what is left of the table."""
+        left, zero = [const("i8", 64, value) for value in table], const("i8", 64, 0)
+        for bit in (1, 2, 4, 8):
+            odd = b.icmp_signed("!=", b.and_(index, const("i8", 64, bit)), zero)
+            left = [b.select(odd, y, x) for x, y in zip(left[::2], left[1::2], strict=True)]
+        return left[0]
+
+    @staticmethod
     def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
         """x * y + z rounded once, without the instruction.
 

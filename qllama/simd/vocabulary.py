@@ -7,12 +7,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from qllama import cpu
 from qllama.simd.build import (
     I32,
     I64,
     addr,
-    call,
     const,
     load_splat,
     offset,
@@ -137,6 +135,26 @@ def prefetch(b: ir.IRBuilder, a: ir.Value) -> None:
         b.module, ir.FunctionType(ir.VoidType(), [byte.type, I32, I32, I32]), "llvm.prefetch.p0"
     )
     b.call(function, [byte, *flags])
+
+
+def _half_e8m0(b: ir.IRBuilder, e: ir.Value) -> ir.Value:
+    """2**(e - 128), exactly: the first two are subnormal."""
+    small = b.shl(b.add(e, const("i32", 16, 1)), const("i32", 16, 21))
+    normal = b.shl(b.sub(e, const("i32", 16, 1)), const("i32", 16, 23))
+    return b.bitcast(b.select(b.icmp_signed("<", e, const("i32", 16, 2)), small, normal), F32x16)
+
+
+@primitive(f32x16, addr)
+def load_e8m0x16(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """16 exponents (E8M0 bytes) at `a`, as half the powers of two that they stand for."""
+    v = b.load(pointer(b, a, vector("i8", 16)), align=1)
+    return _half_e8m0(b, b.zext(v, I32x16))
+
+
+@primitive(f32, addr)
+def load_e8m0(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    e = b.zext(b.load(pointer(b, a, LANE["i8"]), align=1), I32)
+    return b.extract_element(_half_e8m0(b, splat(b, e, 16)), ir.Constant(I32, 0))
 
 
 @primitive(f32x16, f32)
@@ -264,6 +282,16 @@ def field(b: ir.IRBuilder, v: ir.Value, n: ir.Value, mask: ir.Value) -> ir.Value
     """Each byte shifted right by n, of that the bits in `mask`: 0 .. 255 >> n."""
     wide = b.lshr(b.bitcast(v, vector("i16", 32)), splat(b, b.trunc(n, LANE["i16"]), 32))
     return b.and_(b.bitcast(wide, vector("i8", 64)), splat(b, b.trunc(mask, LANE["i8"]), 64))
+
+
+def code_book(table: list[int]) -> Any:
+    """A primitive that looks up 64 indices 0..15 in `table`, 16 integers of 8 bits."""
+    table = [value % 256 for value in table]
+
+    def lookup(b: ir.IRBuilder, index: ir.Value) -> ir.Value:
+        return target.lookup16(b, table, index)
+
+    return primitive(i8x64, i8x64)(lookup)
 
 
 @primitive(i8x64, i8x64, i8x64)
@@ -415,68 +443,6 @@ def tile_add_to(b, t, x: tile_f32, base: addr, stride: addr) -> types.void:
     for i in range(t):
         p = pointer(b, offset(b, base, stride, i), F32x16)
         b.store(b.fadd(b.load(p, align=4), b.extract_value(x, i)), p, align=4)
-
-
-# ---- the machine
-
-
-@primitive(i64, addr, i64)
-def atomic_add(b: ir.IRBuilder, a: ir.Value, v: ir.Value) -> ir.Value:
-    return b.atomic_rmw("add", pointer(b, a, I64), v, "seq_cst")
-
-
-@primitive(i64, addr)
-def atomic_load(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
-    return b.load_atomic(pointer(b, a, I64), "acquire", 8)
-
-
-@primitive(types.void, addr, i64)
-def atomic_store(b: ir.IRBuilder, a: ir.Value, v: ir.Value) -> None:
-    b.store_atomic(v, pointer(b, a, I64), "release", 8)
-
-
-@primitive(i64, addr, i64)
-def atomic_exchange(b: ir.IRBuilder, a: ir.Value, v: ir.Value) -> ir.Value:
-    return b.atomic_rmw("xchg", pointer(b, a, I64), v, "seq_cst")
-
-
-@primitive(types.void)
-def in_order(b: ir.IRBuilder) -> None:
-    """No load moves across: else LLVM may load all that a block needs first, and spill it. No instruction."""
-    b.fence("acq_rel", "singlethread")
-
-
-@primitive(types.void)
-def pause(b: ir.IRBuilder) -> None:
-    target.pause(b)
-
-
-@primitive(types.void)
-def yield_core(b: ir.IRBuilder) -> None:
-    """Let another thread have this core (sched_yield of the C library)."""
-    call(b, "sched_yield", I32)
-
-
-@primitive(i64, addr)
-def monotonic_ns(b: ir.IRBuilder, scratch: ir.Value) -> ir.Value:
-    """The C library's monotonic clock in ns; 16 bytes at `scratch` are overwritten."""
-    clock_id = ir.Constant(I32, cpu.CLOCK_ID)
-    call(b, "clock_gettime", I32, clock_id, b.inttoptr(scratch, I64.as_pointer()))
-    seconds = b.load(pointer(b, scratch, I64))
-    nanos = b.load(pointer(b, b.add(scratch, ir.Constant(I64, 8)), I64))
-    return b.add(b.mul(seconds, ir.Constant(I64, 10**9)), nanos)
-
-
-@primitive(i64, i64, addr, addr, addr, i64)
-def call_kernel(
-    b: ir.IRBuilder, fn: ir.Value, args: ir.Value, step: ir.Value, ctl: ir.Value, tid: ir.Value
-) -> ir.Value:
-    """Call a compiled kernel (Numba's convention: result and exception pointers first); returns its status."""
-    scratch = b.alloca(I64)
-    excinfo = b.alloca(ir.IntType(8).as_pointer())
-    ret = b.bitcast(scratch, ir.IntType(8).as_pointer().as_pointer())
-    kind = ir.FunctionType(I32, [ret.type, excinfo.type, I64, I64, I64, I64])
-    return b.sext(b.call(b.inttoptr(fn, kind.as_pointer()), [ret, excinfo, args, step, ctl, tid]), I64)
 
 
 # What 8-bit weights are stored with: added when they are packed, taken off through the sums of the activations.

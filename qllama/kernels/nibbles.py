@@ -1,0 +1,26 @@
+"""Where the 4-bit values of 32 columns are, for 16 rows. What they mean is their format's.
+
+Byte 4r+i of vector j (of 4) has columns 4j+i (low nibble) and 16+4j+i (high nibble) of row r: the bytes of a block
+of 32 in the file, in their order. `q` is the first vector; for one row, where its bytes are there.
+"""
+
+import numpy as np
+
+from qllama.kernels.matmul import function
+from qllama.simd import load_i32, load_u8, store_i32
+
+NIBBLES = 4 * 64  # bytes
+
+
+@function
+def pack_nibbles(src, q):
+    """One row, from 16 bytes of the file."""
+    for j in range(4):
+        store_i32(q + 64 * j, load_i32(src + 4 * j))
+
+
+@function
+def nibble(q, c):
+    """Column c of one row, int32."""
+    byte = np.int32(load_u8(q + c % 16 // 4 * 64 + c % 4))
+    return (byte >> (c // 16 * 4)) & 15
