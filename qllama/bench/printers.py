@@ -1,6 +1,7 @@
 """Results as text: llama-bench's five formats, byte for byte but for the numbers. Returns strings, prints nothing."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from qllama.bench.parameters import Parameters
@@ -16,14 +17,14 @@ COLUMNS: dict[str, tuple[str, int]] = {
 }  # fmt: skip
 
 
-class Printer:
+class Printer(ABC):
     """One format: what comes before the tests, for each test, and after them."""
 
     def header(self, parameters: Parameters) -> str:
         return ""
 
-    def test(self, result: Result) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def test(self, result: Result) -> str: ...
 
     def footer(self) -> str:
         return ""

@@ -1,32 +1,29 @@
 """Q4_0: w = d * (q - 8), blocks of 32.
 
-Packed block: for each half of 16 rows, 16 scales f16, then 4 vectors of 64 bytes; byte 4r+i of vector j has columns
-4j+i (low nibble) and 16+4j+i (high nibble) of row r, as the bytes of the file have.
+Packed block: for each half of 16 rows, 16 scales f16, then the nibbles (nibbles.py).
 """
 
 import numpy as np
 
 from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS
 from qllama.kernels.matmul import ask_ahead, finish, function, layout_kernels
+from qllama.kernels.nibbles import NIBBLES, nibble, pack_nibbles
 from qllama.kernels.tiles import TILE
 from qllama.simd import (
     high_nibbles,
     load_f16,
     load_f16x16,
     load_i8x64,
-    load_i32,
-    load_u8,
     load_u16,
     low_nibbles,
     store_f32,
-    store_i32,
     store_u16,
     tile_dot_small,
     tile_scale,
     tile_splat_i32,
 )
 
-HALF = 16 * 2 + 4 * 64
+HALF = 16 * 2 + NIBBLES
 assert LAYOUTS["Q4_0"].nbytes == 2 * HALF
 
 
@@ -57,8 +54,7 @@ def pack_block(src, dst, r):
     dst += r // 16 * HALF
     lane = r % 16
     store_u16(dst + 2 * lane, load_u16(src))
-    for j in range(4):
-        store_i32(dst + 32 + 64 * j + 4 * lane, load_i32(src + 2 + 4 * j))
+    pack_nibbles(src + 2, dst + 32 + 4 * lane)
 
 
 @function
@@ -67,10 +63,8 @@ def unpack_row(w, r, out, n_block):
     lane = r % 16
     for _ in range(n_block):
         d = load_f16(w + 2 * lane)
-        for c in range(16):
-            byte = np.int32(load_u8(w + 32 + c // 4 * 64 + 4 * lane + c % 4))
-            store_f32(out + 4 * c, d * np.float32((byte & 15) - 8))
-            store_f32(out + 64 + 4 * c, d * np.float32((byte >> 4) - 8))
+        for c in range(32):
+            store_f32(out + 4 * c, d * np.float32(nibble(w + 32 + 4 * lane, c) - 8))
         w += 2 * HALF
         out += 128
 

@@ -1,11 +1,11 @@
 """Q5_K: w = d * scale * q - dmin * min, as Q4_K with 5 bits for q.
 
-Packed block: that of Q4_K with 5 vectors for each 32 columns. Byte 4r+i of vector j < 4 has column 4j+i of row r in
-bits 0-4 and the upper 3 bits of column 16+4j+i in bits 5-7; the lower 2 are bits 2j and 2j+1 of the fifth vector.
+Packed block: that of Q4_K with 5-bit values (fives.py) instead of nibbles.
 """
 
 import numpy as np
 
+from qllama.kernels.fives import FIVES, ONES, five, pack_fives
 from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS
 from qllama.kernels.matmul import ask_ahead, finish, function, layout_kernels
 from qllama.kernels.q4_k import QUANTS, SCALES, pack_scales, scale_half, unpack_scales
@@ -16,18 +16,15 @@ from qllama.simd import (
     load_f16x16,
     load_i8x64,
     load_i64,
-    load_u8,
     or_i8,
     store_f32,
-    store_i32,
     tile_dot_small,
     tile_zero_i32,
 )
 
-BLOCK32 = 5 * 64
+BLOCK32 = FIVES
 HALF = QUANTS + 8 * BLOCK32
 assert LAYOUTS["Q5_K"].nbytes == 2 * HALF
-ONES = 0x0101010101010101
 
 
 @function
@@ -77,22 +74,8 @@ def pack_block(src, dst, r):
     lane = r % 16
     pack_scales(src, dst, lane)
     for b in range(8):
-        q, rest = dst + QUANTS + b * BLOCK32 + 4 * lane, 0
-        for k in range(2):  # two vectors at a time
-            first, second = _quants(src, b, k), _quants(src, b, k + 2)
-            both = first | (((second >> 2) & (7 * ONES)) << 5)
-            store_i32(q + 128 * k, np.int32(both))
-            store_i32(q + 128 * k + 64, np.int32(both >> 32))
-            rest |= (second & (3 * ONES)) << (4 * k)
-        store_i32(q + 256, np.int32(rest | (rest >> 30)))  # bits 0, 1, 4, 5 of four bytes, then 2, 3, 6, 7
-
-
-@function
-def _quant(q, c):
-    """Column c of 32; q is where the row's bytes are in the first vector."""
-    j, i = c % 16 // 4, c % 4
-    byte, rest = np.int32(load_u8(q + 64 * j + i)), np.int32(load_u8(q + 256 + i))
-    return byte & 31 if c < 16 else (byte >> 5 << 2) | ((rest >> (2 * j)) & 3)
+        q = dst + QUANTS + b * BLOCK32 + 4 * lane
+        pack_fives(q, _quants(src, b, 0), _quants(src, b, 1), _quants(src, b, 2), _quants(src, b, 3))
 
 
 @function
@@ -104,7 +87,7 @@ def unpack_row(w, r, out, n_block):
             d, least = unpack_scales(w, lane, b)
             q = w + QUANTS + b * BLOCK32 + 4 * lane
             for c in range(32):
-                store_f32(out + 4 * c, d * np.float32(_quant(q, c)) + least)
+                store_f32(out + 4 * c, d * np.float32(five(q, c)) + least)
             out += 128
         w += 2 * HALF
 
