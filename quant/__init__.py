@@ -11,7 +11,7 @@ import numpy as np
 
 from qllama.errors import InputError
 from qllama.ggml import BY_NAME
-from qllama.quant import floats, iq4_nl, iq4_xs, mxfp4, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
+from qllama.quant import floats, iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
 
 
 class Format(NamedTuple):
@@ -34,6 +34,8 @@ FORMATS: dict[str, Format] = {
     "Q5_0": Format(q5_0.BLOCK_Q5_0, q5_0.decode, q5_0.encode),
     "Q5_1": Format(q5_1.BLOCK_Q5_1, q5_1.decode, q5_1.encode),
     "Q8_0": Format(q8_0.BLOCK_Q8_0, q8_0.decode, q8_0.encode),
+    "Q2_K": Format(q2_k.BLOCK_Q2_K, q2_k.decode),
+    "Q3_K": Format(q3_k.BLOCK_Q3_K, q3_k.decode),
     "Q4_K": Format(q4_k.BLOCK_Q4_K, q4_k.decode),
     "Q5_K": Format(q5_k.BLOCK_Q5_K, q5_k.decode),
     "Q6_K": Format(q6_k.BLOCK_Q6_K, q6_k.decode, q6_k.encode),

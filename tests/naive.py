@@ -33,6 +33,8 @@ PARTS: dict[str, Parts] = {
     "Q5_0": Parts(32, 0, None, {}, {2: b"\xff" * 4 + b"\x11" * 16}),
     "Q5_1": Parts(32, 0, 2, {}, {4: b"\0" * 4 + b"\x11" * 16}),
     "Q8_0": Parts(32, 0, None, {}, {2: b"\1" * 32}),
+    "Q2_K": Parts(16, 80, 82, {0: b"\1" * 16}, {16: b"\x55" * 64}),
+    "Q3_K": Parts(16, 108, None, {96: b"\x11" * 8 + b"\xaa" * 4}, {0: b"\xff" * 32 + b"\x55" * 64}),
     "Q4_K": Parts(32, 0, 2, {4: b"\1" * 8 + b"\x11" * 4}, {16: b"\x11" * 128}),
     "Q5_K": Parts(32, 0, 2, {4: b"\1" * 8 + b"\x11" * 4}, {16: bytes(32) + b"\x11" * 128}),
     "Q6_K": Parts(16, 208, None, {192: b"\1" * 16}, {0: b"\x11" * 128 + b"\xaa" * 64}),
@@ -40,6 +42,7 @@ PARTS: dict[str, Parts] = {
     "IQ4_XS": Parts(32, 0, None, {2: b"\xaa" * 2 + b"\x11" * 4}, {8: b"\x88" * 128}),
     "MXFP4": Parts(32, None, None, {0: b"\x80"}, {1: b"\x11" * 16}),
 }
+SCALED = ("Q2_K", "Q3_K")  # a group's scale is part of the integer dot product
 ONE, ZERO = np.float16(1).tobytes(), bytes(2)
 
 
@@ -94,10 +97,14 @@ def weights(blocks: np.ndarray, type_name: str) -> np.ndarray:
     return dequantize(blocks, GGMLQuantizationType[type_name])
 
 
+def _blocks(rows: np.ndarray, type_name: str) -> np.ndarray:
+    """(n_out, bytes of a row) -> (n_out, n_block, bytes of a block)."""
+    return rows.reshape(len(rows), -1, GGML_QUANT_SIZES[GGMLQuantizationType[type_name]][1])
+
+
 def _with(blocks: np.ndarray, type_name: str, changes: dict[int | None, bytes]) -> np.ndarray:
     """The values (n_out, n_group, columns) of rows after `changes` to every block: offset -> bytes."""
-    size = GGML_QUANT_SIZES[GGMLQuantizationType[type_name]][1]
-    changed = blocks.reshape(len(blocks), -1, size).copy()
+    changed = _blocks(blocks, type_name).copy()
     for at, content in changes.items():
         if at is not None:
             changed[:, :, at : at + len(content)] = np.frombuffer(content, np.uint8)
@@ -130,6 +137,8 @@ def matmul_bits(blocks: np.ndarray, type_name: str, x: np.ndarray) -> np.ndarray
         for column in range(x.shape[1]):
             total = fma(w[None, :, column], x[:, column, None], total)
         return total
+    if type_name in SCALED:
+        return _scaled_bits(blocks, type_name, x)
     scales, q, mins = take_apart(blocks, type_name)
     columns = q.shape[2]
     activations = quantize(x)
@@ -141,6 +150,37 @@ def matmul_bits(blocks: np.ndarray, type_name: str, x: np.ndarray) -> np.ndarray
         total = fma(dot.astype(np.float32), scales[None, :, g] * block["d"], total)  # the scale is rounded
         if PARTS[type_name].dmin is not None:
             total = fma(mins[None, :, g], block["dsum"], total)
+    return total
+
+
+def _scaled_bits(blocks: np.ndarray, type_name: str, x: np.ndarray) -> np.ndarray:
+    """The same for superblocks of 256 with integer scales.
+
+    A float32 FMA for each 32 columns, of their integer dot product and the activations' scale; then, for each 256, one
+    of that sum and d. After it the minima, eightfold, and an eighth of dmin.
+    """
+    parts, activations = PARTS[type_name], quantize(x)
+    terms = []
+    for at, other, factor in ((parts.d, parts.dmin, 1), (parts.dmin, parts.d, 8)):
+        if at is not None:
+            integers = _with(blocks, type_name, {at: ONE, other: ZERO}).astype(np.int64) * factor
+            bytes_of_d = _blocks(blocks, type_name)[:, :, at : at + 2]
+            d = bytes_of_d.copy().view("<f2")[:, :, 0].astype(np.float32) / np.float32(factor)
+            terms.append((integers.reshape(len(blocks), -1, 32), d))
+    total = np.zeros((len(x), len(blocks)), np.float32)
+    for block in range(x.shape[1] // 256):
+        for integers, d in terms:
+            total = fma(_sums(integers, activations, block), d[None, :, block], total)
+    return total
+
+
+def _sums(integers: np.ndarray, activations: np.ndarray, block: int) -> np.ndarray:
+    """One FMA for each 32 of 256 columns, of integers (n_out, n_in // 32, 32): (n_tokens, n_out) float32."""
+    total = np.zeros((len(activations), len(integers)), np.float32)
+    for b in range(8 * block, 8 * block + 8):
+        dot = activations["q"][:, b].astype(np.int64) @ integers[:, b].T
+        assert np.abs(dot).max(initial=0) < 2**24  # exact as float32
+        total = fma(dot.astype(np.float32), activations["d"][:, b, None], total)
     return total
 
 

@@ -23,6 +23,7 @@ from qllama.simd import (
     code_book,
     div,
     field,
+    field_i32,
     fma,
     high_nibbles,
     in_order,
@@ -36,6 +37,7 @@ from qllama.simd import (
     load_f32,
     load_f32x16,
     load_i8x16_f32,
+    load_i8x16_i32,
     load_i8x64,
     load_i32,
     load_i32x16,
@@ -62,18 +64,22 @@ from qllama.simd import (
     sum_bytes,
     sum_lanes,
     tile,
+    tile_add_dots,
+    tile_add_product,
     tile_add_to,
     tile_dot_8,
+    tile_dot_16,
     tile_dot_small,
     tile_fma,
+    tile_mad_short,
     tile_scale,
     tile_shl,
+    tile_shr,
     tile_splat_i32,
     tile_store,
     tile_sub_i32,
     tile_zero_i32,
     to_f32,
-    upper_bits,
 )  # fmt: skip
 
 OPS: dict[str, Any] = {}
@@ -187,14 +193,12 @@ def to_half(x, out):
         store_f16(out + 32 + 2 * i, load_f32(x + 4 * i))
 
 
-@op("u1*64 u1*64", "u1*448")
+@op("u1*64 u1*64", "u1*192")
 def bits(x, y, out):
     v = load_i8x64(x)
     store_i8x64(out, low_nibbles(v))
     store_i8x64(out + 64, high_nibbles(v))
     store_i8x64(out + 128, or_i8(v, load_i8x64(y)))
-    for i in range(4):
-        store_i8x64(out + 192 + 64 * i, upper_bits(v, i))
 
 
 @op("u1*64", "u1*256")
@@ -241,6 +245,25 @@ def integer_tiles(x, y, one, out):
     tile_store(tile_scale(zero, total, load_f32x16(one), one, 0), out, 64)
     negative = tile_sub_i32(tile_zero_i32(zero), n)
     tile_store(tile_scale(zero, negative, load_f32x16(one), one, 0), out + 256, 64)
+
+
+@op("i4*4 i4*4 u1*256 i1*16 i1*64 f4*1", "f4*64")
+def dot_16_4(acc, start, w, scale, x, one, out):
+    zero = tile(4)
+    vectors = load_i8x64(w), load_i8x64(w + 64), load_i8x64(w + 128), load_i8x64(w + 192)
+    n = tile_dot_16(
+        tile_splat_i32(zero, acc, 4), tile_splat_i32(zero, start, 4), *vectors, load_i8x16_i32(scale), x, 16
+    )
+    tile_store(tile_add_dots(zero, n, one, 0), out, 64)
+
+
+@op("i4*4 i4*4 i1*16 f4*4 f4*16", "f4*128")
+def scaled_tiles(acc, x, scale, d, v, out):
+    zero = tile(4)
+    half, minima = tile_shr(tile_splat_i32(zero, x, 4), 1), field_i32(load_i8x16_i32(scale), 4, 15)
+    total = tile_add_dots(zero, tile_mad_short(tile_splat_i32(zero, acc, 4), half, minima), d, 4)
+    tile_store(total, out, 64)
+    tile_store(tile_add_product(total, total, load_f32x16(v)), out + 256, 64)
 
 
 @op("f4*16 f4*4 i4*4 f4*16", "f4*64")

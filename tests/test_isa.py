@@ -18,14 +18,18 @@ from qllama import cpu
 ISAS = [i.name for i in cpu.ISAS if cpu.supports(i)]
 FLOATS = ["stories260K-f32.gguf", "llama-gqa.gguf"]
 QUANTIZED = ["q256-Q8_0.gguf", "q256-Q4_0.gguf"]
+OTHERS = [
+    f"books-5m-{t}.gguf" for t in ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS")
+]
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Name -> file: F32, F16 with grouped heads, and the same model in Q8_0 and Q4_0 (with Q6_K for its output)."""
+    """Name -> file: F32, F16 with grouped heads, one model in Q8_0 and Q4_0 (output in Q6_K), one in other types."""
     folder = tmp_path_factory.mktemp("models")
     paths = [shared("models/stories260K-f32.gguf"), shared("oracles/models/llama-gqa.gguf")]
     paths += [quantized_model("q256", t, folder / f"q256-{t}.gguf") for t in ("Q8_0", "Q4_0")]
+    paths += [shared(f"models/{name}") for name in OTHERS]
     return {p.name: p for p in paths}
 
 
@@ -47,7 +51,7 @@ def logits(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 def test_the_bits_of_logits_depend_on_nothing_but_the_model(logits):
     """Not on the ISA, nor on the number of threads, nor on how the prompt is cut into batches."""
     by_isa = {isa: json.loads((folder / "sha256.json").read_text()) for isa, folder in logits.items()}
-    for name in (*FLOATS, *QUANTIZED):
+    for name in (*FLOATS, *QUANTIZED, *OTHERS):
         found = {f"{isa} {how}": sha for isa, files in by_isa.items() for how, sha in files[name].items()}
         assert len(found) == len(ISAS) * len(THREADS) * len(BATCHES)
         assert len(set(found.values())) == 1, (name, found)

@@ -85,6 +85,16 @@ def dot_operands(low: int, high: int) -> list[np.ndarray]:
     return [rng.integers(-(2**22), 2**22, (n, 4)), w, x, np.ones((n, 16), F32)]
 
 
+def dot_16_operands() -> list[np.ndarray]:
+    """Weights 0..15, activations -127..127, what is added to them, scales: random ones and what fills 16 bits."""
+    rng = np.random.default_rng(7)
+    n = 100
+    w, x, start = rng.integers(0, 16, (n, 256)), rng.integers(-127, 128, (n, 64)), rng.integers(-2000, 2000, (n, 4))
+    w[50:], x[75:] = rng.choice([0, 15], (50, 256)), rng.choice([-127, 127], (25, 64))
+    w[98:], x[98], x[99], start[98], start[99] = 15, 127, -127, 2287, -2288
+    return [rng.integers(-(2**20), 2**20, (n, 4)), start, w, rng.integers(-128, 128, (n, 16)), x, np.ones(n, F32)]
+
+
 def tie_cases() -> np.ndarray:
     rng = np.random.default_rng(4)
     halves = np.arange(-2000, 2001) / 2
@@ -115,6 +125,9 @@ def inputs() -> dict[str, list[np.ndarray]]:
         "from_bf16": [np.arange(65536)], "to_half": [halfway_cases()], "bits": list(anything),
         "fields": [anything[0]], "codes": [anything[0] % 16], "from_e8m0": [np.arange(256)],
         "dot_small4": dot_operands(0, 127), "dot_8_4": dot_8, "integer_tiles": [n, n[::-1] // 2, d],
+        "dot_16_4": dot_16_operands(),
+        "scaled_tiles": [n, n[::-1] // 16, np.resize(np.arange(-128, 128), 2560), np.resize(small[0], 640),
+                         np.resize(small[2], 2560)],
         "float_tiles": [np.resize(small[0], 2560), np.resize(small[1], 640), n, np.resize(small[2], 2560)],
     }  # fmt: skip
 
@@ -184,6 +197,14 @@ def test_dots_are_exact(results):
         bias = results["BIAS8"] if name == "dot_8_4" else 0
         products = (w.reshape(-1, 1, 16, 4) + bias) * x.reshape(-1, 4, 1, 4)
         same(results[name], (acc[:, :, None] + products.sum(axis=3)).astype(F32))
+
+
+def test_scaled_dots_are_exact(results):
+    acc, start, w, scale, x, _ = inputs()["dot_16_4"]
+    products = w.reshape(-1, 1, 4, 16, 4) * x.reshape(-1, 4, 4, 1, 4)
+    dots = start[:, :, None] + products.sum(axis=(2, 4))
+    assert (dots.min(), dots.max()) == (-(2**15), 2**15 - 1)
+    same(results["dot_16_4"], (acc[:, :, None] + scale[:, None] * dots).astype(F32))
 
 
 def test_all_halves_are_widened_exactly(results):
@@ -262,8 +283,7 @@ def test_lanes_below_a_limit(results):
 
 def test_bit_fields_of_bytes(results):
     x, y = (a.astype("u1").reshape(-1, 64) for a in inputs()["bits"])
-    fields = [((x >> (2 * f)) & 3) << 4 for f in range(4)]
-    same(results["bits"], np.stack([x & 15, x >> 4, x | y, *fields], axis=1))
+    same(results["bits"], np.stack([x & 15, x >> 4, x | y], axis=1))
     same(results["fields"], np.stack([x & 31, (x >> 3) & 28, x >> 6, x >> 1], axis=1))
 
 
@@ -274,6 +294,10 @@ def test_codes_are_looked_up(results):
 def test_tiles(results):
     n, m, _ = inputs()["integer_tiles"]
     same(results["integer_tiles"], np.repeat(np.hstack([(n - m) * 4, -n]), 16, axis=1).astype(F32))
+    acc, x, scale, d, v = inputs()["scaled_tiles"]
+    total = (acc[:, :, None] + (x[:, :, None] >> 1) * (scale.reshape(-1, 1, 16) >> 4 & 15)).astype(F32)
+    total *= d.reshape(-1, 4, 1)
+    same(results["scaled_tiles"], np.hstack([total, naive.fma(total, v.reshape(-1, 1, 16), total)]))
     v, x, k, d = inputs()["float_tiles"]
     v, d, x, k = v.reshape(-1, 1, 16), d.reshape(-1, 1, 16), x.reshape(-1, 4, 1), k.reshape(-1, 4, 1).astype(F32)
     zero = F32(0)

@@ -57,6 +57,8 @@ LAYOUTS: dict[str, Layout] = {
     "Q4_1": _layout("Q4_1", Q8),
     "Q5_0": _layout("Q5_0", Q8),
     "Q5_1": _layout("Q5_1", Q8),
+    "Q2_K": _layout("Q2_K", Q8),
+    "Q3_K": _layout("Q3_K", Q8, more=4),
     "Q4_K": _layout("Q4_K", Q8, more=4),
     "Q5_K": _layout("Q5_K", Q8, more=4),
     "Q6_K": _layout("Q6_K", Q8),

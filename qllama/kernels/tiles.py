@@ -8,6 +8,8 @@ from qllama import cpu
 
 _TOKENS = {"avx512": 4, "avxvnni": 2, "avx2": 2, "generic": 1}
 _TOKENS_F32 = {"avx512": 8, "avxvnni": 2, "avx2": 2, "generic": 1}
+_TOKENS_16 = {"avx512": 8, "avxvnni": 4, "avx2": 4, "generic": 1}
 
 TILE = _TOKENS[cpu.isa().name]
 TILE_F32 = _TOKENS_F32[cpu.isa().name]
+TILE_16 = _TOKENS_16[cpu.isa().name]  # of 16 rows, for formats that take long to unpack

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from qllama.simd.build import call
+from qllama.simd.build import call, const
 from qllama.simd.generic import F32x16, Generic
 from qllama.simd.types import vector
 
 I8x32, I16x16, I32x8 = vector("i8", 32), vector("i16", 16), vector("i32", 8)
+LOW = const("i32", 16, 0xFFFF)
 
 
 def by_halves(b: ir.IRBuilder, f: Callable[..., ir.Value], *values: ir.Value) -> ir.Value:
@@ -25,10 +26,19 @@ def by_halves(b: ir.IRBuilder, f: Callable[..., ir.Value], *values: ir.Value) ->
     return b.shuffle_vector(*parts, ir.Constant(whole, list(range(whole.count))))
 
 
+def _bytes(b: ir.IRBuilder, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+    """Sums of two products. `vpmaddubsw` saturates at 16 bits: the operands' ranges must keep them below 2**15."""
+    return call(b, "llvm.x86.avx2.pmadd.ub.sw", I16x16, unsigned, signed)
+
+
+def pairs(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    """Sums of two products of the int16 in <8 x i32>."""
+    return call(b, "llvm.x86.avx2.pmadd.wd", I32x8, b.bitcast(x, I16x16), b.bitcast(y, I16x16))
+
+
 def _quads(b: ir.IRBuilder, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
-    """Sums of four products. `vpmaddubsw` saturates at 16 bits: the operands' ranges must keep pairs below 2**15."""
-    pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", I16x16, unsigned, signed)
-    return call(b, "llvm.x86.avx2.pmadd.wd", I32x8, pairs, ir.Constant(I16x16, [1] * 16))
+    """Sums of four products."""
+    return pairs(b, _bytes(b, unsigned, signed), ir.Constant(I16x16, [1] * 16))
 
 
 def _signed_quads(b: ir.IRBuilder, w: ir.Value, x: ir.Value) -> ir.Value:
@@ -48,6 +58,21 @@ class AVX2(Generic):
     @staticmethod
     def dot_8(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
         return b.add(acc, by_halves(b, _signed_quads, w, x))
+
+    @staticmethod
+    def short(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+        """As the first of a pair of int16, to which `dot_short` adds: one multiplication scales and joins them."""
+        return b.and_(x, LOW)
+
+    @staticmethod
+    def dot_short(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+        total = b.add(b.bitcast(acc, vector("i16", 32)), by_halves(b, _bytes, w, x))
+        return b.bitcast(total, acc.type)
+
+    @staticmethod
+    def mad_short(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+        twice = b.or_(b.and_(y, LOW), b.shl(y, const("i32", 16, 16)))
+        return b.add(acc, by_halves(b, pairs, x, twice))
 
     @staticmethod
     def lookup16(b: ir.IRBuilder, table: list[int], index: ir.Value) -> ir.Value:

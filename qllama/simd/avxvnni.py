@@ -2,8 +2,9 @@
 
 from llvmlite import ir
 
-from qllama.simd.avx2 import AVX2, I32x8, by_halves
+from qllama.simd.avx2 import AVX2, LOW, I32x8, by_halves, pairs
 from qllama.simd.build import call
+from qllama.simd.generic import Generic
 
 
 class AVXVNNI(AVX2):
@@ -15,4 +16,10 @@ class AVXVNNI(AVX2):
     def dot_8(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
         return by_halves(b, lambda b, *v: call(b, "llvm.x86.avx512.vpdpbusd.256", I32x8, *v), acc, w, x)
 
-    dot_small = dot_8
+    dot_small = dot_short = dot_8
+    short = Generic.short
+
+    @staticmethod
+    def mad_short(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+        """With the addition LLVM makes one instruction of it, `vpdpwssd`."""
+        return b.add(acc, by_halves(b, pairs, x, b.and_(y, LOW)))

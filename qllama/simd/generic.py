@@ -30,6 +30,18 @@ class Generic:
     dot_small = dot_8
 
     @staticmethod
+    def short(_b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+        """An int32 that fits 16 bits, as `dot_short` and `mad_short` take it."""
+        return x
+
+    dot_short = dot_small  # weights 0..15, at most four times, sums that fit 16 bits
+
+    @staticmethod
+    def mad_short(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+        """acc + x * y, for x from the two above and an int32 y that fits 16 bits."""
+        return b.add(acc, b.mul(x, y))
+
+    @staticmethod
     def lookup16(b: ir.IRBuilder, table: list[int], index: ir.Value) -> ir.Value:
         """table[index[i]] for 64 indices 0..15: each bit of the index halves what is left of the table."""
         left, zero = [const("i8", 64, value) for value in table], const("i8", 64, 0)

@@ -268,15 +268,6 @@ def high_nibbles(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
     return b.and_(b.bitcast(wide, vector("i8", 64)), const("i8", 64, 15))
 
 
-@primitive(i8x64, i8x64, i64)
-def upper_bits(b: ir.IRBuilder, v: ir.Value, field: ir.Value) -> ir.Value:
-    """Bits 2*field and 2*field+1 of each byte, as bits 4 and 5."""
-    wide = b.bitcast(v, vector("i16", 32))
-    shift = splat(b, b.trunc(b.mul(field, ir.Constant(I64, 2)), LANE["i16"]), 32)
-    wide = b.and_(b.lshr(wide, shift), const("i16", 32, 0x0303))
-    return b.bitcast(b.shl(wide, const("i16", 32, 4)), vector("i8", 64))
-
-
 @primitive(i8x64, i8x64, i64, i64)
 def field(b: ir.IRBuilder, v: ir.Value, n: ir.Value, mask: ir.Value) -> ir.Value:
     """Each byte shifted right by n, of that the bits in `mask`: 0 .. 255 >> n."""
@@ -389,7 +380,7 @@ def tile_sub_i32(b, t, x: tile_i32, y: tile_i32) -> tile_i32:
     return array_of(b, [b.sub(b.extract_value(x, i), b.extract_value(y, i)) for i in range(t)])
 
 
-def _activations(b: ir.IRBuilder, base: ir.Value, stride: ir.Value, i: int) -> ir.Value:
+def four_activations(b: ir.IRBuilder, base: ir.Value, stride: ir.Value, i: int) -> ir.Value:
     """Token i's next four int8 activations, repeated for the 16 rows of a vector of weights."""
     return b.bitcast(load_splat(b, offset(b, base, stride, i), I32, 16), vector("i8", 64))
 
@@ -399,7 +390,7 @@ def tile_dot_small(b, t, acc: tile_i32, w: i8x64, base: addr, stride: addr) -> t
     """acc + w . activations for 16 rows x 4 columns; weights 0..127."""
     return array_of(
         b,
-        [target.dot_small(b, b.extract_value(acc, i), w, _activations(b, base, stride, i)) for i in range(t)],
+        [target.dot_small(b, b.extract_value(acc, i), w, four_activations(b, base, stride, i)) for i in range(t)],
     )
 
 
@@ -407,7 +398,7 @@ def tile_dot_small(b, t, acc: tile_i32, w: i8x64, base: addr, stride: addr) -> t
 def tile_dot_8(b, t, acc: tile_i32, w: i8x64, base: addr, stride: addr) -> tile_i32:
     """The same for 8-bit weights stored with the target's bias."""
     return array_of(
-        b, [target.dot_8(b, b.extract_value(acc, i), w, _activations(b, base, stride, i)) for i in range(t)]
+        b, [target.dot_8(b, b.extract_value(acc, i), w, four_activations(b, base, stride, i)) for i in range(t)]
     )
 
 
