@@ -10,6 +10,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -182,9 +183,9 @@ def test_csv_and_sql_quote_quotes() -> None:
     result = replace(RESULT, instance=replace(TEST, model="a\"b'c,d"))
     (row,) = csv.DictReader(io.StringIO(printed("csv", results=(result,))))
     assert row["model_filename"] == "a\"b'c,d"
-    database = sqlite3.connect(":memory:")
-    database.executescript(printed("sql", results=(result,)))
-    assert database.execute("SELECT model_filename FROM llama_bench").fetchall() == [("a\"b'c,d",)]
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(printed("sql", results=(result,)))
+        assert database.execute("SELECT model_filename FROM llama_bench").fetchall() == [("a\"b'c,d",)]
     assert json.loads(printed("json", results=(result,)))[0]["model_filename"] == "a\"b'c,d"
 
 
@@ -210,12 +211,12 @@ def test_jsonl() -> None:
 def test_sql_makes_a_table_of_numbers_and_texts() -> None:
     text = printed("sql")
     assert text.startswith("CREATE TABLE IF NOT EXISTS llama_bench (\n  build_commit TEXT,\n  build_number INTEGER,\n")
-    database = sqlite3.connect(":memory:")
-    database.executescript(text)
-    columns = {name: kind for _, name, kind, *_ in database.execute("PRAGMA table_info(llama_bench)")}
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(text)
+        columns = {name: kind for _, name, kind, *_ in database.execute("PRAGMA table_info(llama_bench)")}
+        rows = database.execute("SELECT model_type, n_prompt, avg_ts, test_time FROM llama_bench").fetchall()
     assert list(columns) == LLAMA_BENCH_FIELDS
     assert (columns["avg_ts"], columns["cpu_strict"], columns["model_type"]) == ("REAL", "INTEGER", "TEXT")
-    rows = database.execute("SELECT model_type, n_prompt, avg_ts, test_time FROM llama_bench").fetchall()
     assert rows == [(RESULT.about.type, 512, 19.37, "2026-11-23T08:00:00Z")] * 2
 
 
