@@ -11,6 +11,7 @@ from qllama.hparams import HParams, rope_frequencies
 from qllama.kernels.layouts import F32, LAYOUTS, Q8, attention_scratch
 from qllama.kv_cache import KVCache
 from qllama.plan import OUTPUTS, TOKENS, Buffer, Plan, Weight, padded_vector
+from qllama.team import aligned
 
 GRAIN = (
     96 << 10
@@ -70,14 +71,12 @@ class Builder:
     """Writes the plan of a decoder-only transformer, layer by layer."""
 
     def __init__(self, arch: Arch, hparams: HParams, tensors: Tensors, cache: KVCache, n_threads: int) -> None:
-        self.arch, self.hp, self.tensors, self.cache, self.n_threads = (
-            arch,
-            hparams,
-            tensors,
-            cache,
-            n_threads,
-        )
-        self.plan = Plan()
+        self.arch, self.hp, self.tensors, self.cache = arch, hparams, tensors, cache
+        self.plan, self.n_threads = Plan(), n_threads
+        self.group = hparams.n_head // hparams.n_head_kv
+        # A thread's own memory for attention, on cache lines of its own; layers take turns with it.
+        self.ld_scratch = -(-attention_scratch(self.group, hparams.head_dim) // 64) * 64
+        self.scratch = aligned(self.ld_scratch * n_threads)
         self.n_q, self.n_kv = hparams.n_head * hparams.head_dim, hparams.n_head_kv * hparams.head_dim
 
     def build(self) -> Plan:
@@ -141,13 +140,11 @@ class Builder:
             f"attention.store_{cache.kind}", k=k, v=v, n_head_kv=hp.n_head_kv, head_dim=hp.head_dim, **where, ld_k=k.ld,
             ld_v=v.ld,
         )  # fmt: skip
-        group = hp.n_head // hp.n_head_kv
-        ld_scratch = -(-attention_scratch(group, hp.head_dim) // 64) * 64
         mixed = plan.buffer("attn", self.n_q)
         plan.add(
-            f"attention.{cache.kind}", q=q, out=mixed, scratch=np.zeros(ld_scratch * self.n_threads, np.uint8),
-            ld_scratch=ld_scratch, scale=1 / math.sqrt(hp.head_dim), n_head_kv=hp.n_head_kv, group=group,
-            head_dim=hp.head_dim, **where, ld_q=q.ld, ld_out=mixed.ld,
+            f"attention.{cache.kind}", q=q, out=mixed, scratch=self.scratch, ld_scratch=self.ld_scratch,
+            scale=1 / math.sqrt(hp.head_dim), n_head_kv=hp.n_head_kv, group=self.group, head_dim=hp.head_dim, **where,
+            ld_q=q.ld, ld_out=mixed.ld,
         )  # fmt: skip
         return mixed
 

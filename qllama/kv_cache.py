@@ -21,13 +21,19 @@ class KVCache:
 
     def __init__(self, n_layer: int, n_head_kv: int, head_dim: int, n_ctx: int, kind: str) -> None:
         size = element_bytes(kind)
-        self.kind, self.n_ctx = kind, n_ctx
+        self.kind = kind
         self.width = padded(head_dim)  # of a value row
         self._keys = n_head_kv * POSITIONS * head_dim * size
         self._values = n_head_kv * POSITIONS * self.width * size
         self.block_bytes = n_layer * (self._keys + self._values)
-        self.table = np.zeros(-(-n_ctx // POSITIONS), np.int64)  # addresses of the blocks
         self._blocks: list[np.ndarray] = []
+        self.resize(n_ctx)
+
+    def resize(self, n_ctx: int) -> None:
+        """Set the number of positions there may be. Only before any is used."""
+        assert not self._blocks
+        self.n_ctx = n_ctx
+        self.table = np.zeros(-(-n_ctx // POSITIONS), np.int64)  # addresses of the blocks
 
     def keys_at(self, layer: int) -> int:
         """Byte offset of a layer's keys in a block."""

@@ -47,13 +47,13 @@ class Declared:
     warnings: list[str]
 
 
-def declare(gguf: GGUF, n_ctx: int | None = None, kv_kind: str = "f16", n_threads: int = 1) -> Declared:
-    """The plan of a file.
+def declare(gguf: GGUF, kv_kind: str = "f16", n_threads: int = 1) -> Declared:
+    """The plan of a file; its cache has no positions yet.
 
     Raises FileError for what cannot be understood; what is wrong with tensors is in `tensors.problems`.
     """
     hparams = HParams.from_metadata(gguf.metadata, tuple(ARCHS), gguf.tensors)
-    cache = KVCache(hparams.n_layer, hparams.n_head_kv, hparams.head_dim, n_ctx or hparams.n_ctx_train, kv_kind)
+    cache = KVCache(hparams.n_layer, hparams.n_head_kv, hparams.head_dim, 0, kv_kind)
     tensors = Tensors(gguf)
     plan = Builder(ARCHS[hparams.architecture], hparams, tensors, cache, n_threads).build()
     warnings = [*gguf.warnings, *hparams.warnings]
@@ -130,8 +130,9 @@ class Model:
         self.n_batch = _in_range("batch size", n_batch, 1 << 16)
         opened = contextlib.nullcontext(source) if isinstance(source, GGUF) else open_gguf(source)
         with opened as gguf:
-            self.n_ctx = self._fitting_context(gguf, n_ctx, kv_kind, n_threads)
-            declared = _checked(declare(gguf, self.n_ctx, kv_kind, n_threads), gguf)
+            declared = _checked(declare(gguf, kv_kind, n_threads), gguf)
+            self.n_ctx = self._fitting_context(gguf.path, declared, n_ctx)
+            declared.cache.resize(self.n_ctx)
             kernels = jit.load(kernel_names(declared), progress.kernels)
             self.team = Team(n_threads)
             weakref.finalize(self, self.team.close)  # threads would outlive a model that nobody closed
@@ -146,9 +147,8 @@ class Model:
         self._tokens = np.zeros(self.n_batch, np.int32)
         self._bound.set_step(tokens=self._tokens.ctypes.data, kv_blocks=self.cache.table.ctypes.data)
 
-    def _fitting_context(self, gguf: GGUF, n_ctx: int | None, kv_kind: str, n_threads: int) -> int:
+    def _fitting_context(self, path: str, declared: Declared, n_ctx: int | None) -> int:
         """The context to use. Raises InputError, with the largest that fits, when the wished one does not."""
-        declared = _checked(declare(gguf, 1, kv_kind, n_threads), gguf)
         wish = declared.hparams.n_ctx_train if n_ctx is None else _in_range("context", n_ctx, 1 << 31)
         n_rows = min(self.n_batch, wish)
         fixed = weights.total_bytes(declared.tensors.weights.values()) + declared.plan.nbytes(n_rows) + MARGIN
@@ -161,7 +161,7 @@ class Model:
         need, have = fixed + declared.cache.nbytes(wish), free + fixed
         advice = f"the largest context that fits is {fits}" if fits > 0 else "the model does not fit"
         raise InputError(
-            f"{printable(gguf.path)}: a context of {wish} needs {_gib(need)}, available are {_gib(have)}: {advice}"
+            f"{printable(path)}: a context of {wish} needs {_gib(need)}, available are {_gib(have)}: {advice}"
         )
 
     def forward(

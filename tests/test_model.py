@@ -15,7 +15,7 @@ from qllama import cpu
 from qllama.errors import InputError
 from qllama.ggml import BY_NAME
 from qllama.gguf import open_gguf
-from qllama.model import Model, describe_plan, missing_support, warm_up
+from qllama.model import Model, declare, describe_plan, missing_support, warm_up
 
 LLAMAS = (
     "llama-mha", "llama-gqa", "llama-tied", "llama-linear", "llama-yarn", "llama31-ropefreqs", "mistral-nemo-headdim",
@@ -171,6 +171,14 @@ def test_more_threads_than_processors_are_warned_of(monkeypatch) -> None:
         m = Model(shared("models/stories260K-f32.gguf"), n_threads=n_threads)
         assert m.warnings == words
         m.close()
+
+
+def test_layers_share_the_scratch_of_attention() -> None:
+    with open_gguf(shared("models/books-5m-Q8_0.gguf")) as gguf:
+        ops = [op for op in declare(gguf, n_threads=3).plan.ops if op.kernel == "attention.f16"]
+    scratch = ops[0].args["scratch"]
+    assert len(ops) == 6 and all(op.args["scratch"] is scratch for op in ops)
+    assert len(scratch) == 3 * ops[0].args["ld_scratch"] and scratch.ctypes.data % 64 == 0
 
 
 def test_plan_of_a_file_names_its_operations() -> None:
