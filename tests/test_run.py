@@ -48,15 +48,14 @@ def test_echo_quiet_and_prompts_from_files_and_stdin(tmp_path) -> None:
     prompt = b"Once upon a time"
     (tmp_path / "prompt.txt").write_bytes(prompt)
     common = ("run", "-m", stories(), "-n", 8, "--temp", 0, "-q", "--echo")
-    wanted = (PUBLISHED[: PUBLISHED.index(" named")] + "\n").encode()
     for result in (
         qllama(*common, "-p", prompt.decode()),
         qllama(*common, "-f", tmp_path / "prompt.txt"),
         qllama(*common, stdin=prompt),
     ):
-        assert result.stderr == b""
-        assert result.stdout.startswith(prompt)
-        assert wanted.startswith(result.stdout[:-1]) or result.stdout.startswith(wanted[:-1])
+        text = result.stdout.decode()
+        assert result.stderr == b"" and text.endswith("\n")
+        assert len(text) > len(prompt) + 20 and PUBLISHED.startswith(text[:-1])
 
 
 def test_no_model_named_runs_the_embedded_one() -> None:

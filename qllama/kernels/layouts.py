@@ -6,7 +6,6 @@ side by side, so that one vector register has the same columns of 16 rows. Rows 
 
 from dataclasses import dataclass
 
-from qllama.errors import InputError
 from qllama.ggml import BY_NAME, GGMLType
 
 PANEL = 32  # rows
@@ -67,13 +66,6 @@ LAYOUTS: dict[str, Layout] = {
     "IQ4_XS": _layout("IQ4_XS", Q8, more=2),
     "MXFP4": _layout("MXFP4", Q8),
 }
-
-
-def layout_of(type_: GGMLType) -> Layout:
-    """The packed layout of a tensor type. Raises InputError naming a type that has none yet."""
-    if type_.name not in LAYOUTS:
-        raise InputError(f"tensor type {type_.name} is not supported yet (supported: {', '.join(LAYOUTS)})")
-    return LAYOUTS[type_.name]
 
 
 def padded(n: int) -> int:
