@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import Field
 from typing import Any, TypeVar, cast
 
@@ -22,6 +22,17 @@ METAVARS: dict[type, str] = {dict: "TOKEN(+/-)BIAS", tuple: "TEXT", str: "TEXT"}
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
 
 
+TYPES: dict[str, Callable[[str], int | float | bool | str]] = {
+    "int": int, "float": float, "str": str, "bool": lambda text: {"true": True, "false": False}[text],
+}  # fmt: skip
+
+override_option = click.option(
+    "--override-kv",
+    multiple=True,
+    metavar="KEY=TYPE:VALUE",
+    help="Metadata that stands for the file's; TYPE is int, float, bool or str. May be repeated.",
+)
+
 MODEL_OPTIONS = (
     click.option("-m", "--model", metavar="MODEL", help="The same as the argument MODEL."),
     click.option("-c", "--ctx-size", "n_ctx", type=int, help="Context in tokens. [default: 0, the model's own]"),
@@ -29,6 +40,7 @@ MODEL_OPTIONS = (
     click.option("-b", "--batch-size", "n_batch", type=int, help="Tokens of a step. [default: 512]"),
     click.option("-ctk", "--cache-type-k", "type_k", help="Type of the cached keys: f16 or f32. [default: f16]"),
     click.option("-ctv", "--cache-type-v", "type_v", help="Type of the cached values. [default: that of the keys]"),
+    override_option,
 )
 
 
@@ -47,11 +59,29 @@ def model_options(command: F) -> F:
             kwargs["n_ctx"] = None
         for name, default in (("n_batch", 512), ("type_k", "f16"), ("type_v", kwargs["type_k"] or "f16")):
             kwargs[name] = default if kwargs[name] is None else kwargs[name]
+        kwargs["override_kv"] = overrides(kwargs["override_kv"])
         return command(**kwargs)
 
     for add in reversed(MODEL_OPTIONS):
         collected = add(collected)
     return cast(F, collected)
+
+
+def overrides(texts: Iterable[str]) -> dict[str, int | float | bool | str]:
+    """What `--override-kv` says, as `open_gguf` takes it. Raises InputError for what is not KEY=TYPE:VALUE."""
+    return dict(_override(text) for text in texts)
+
+
+def _override(text: str) -> tuple[str, int | float | bool | str]:
+    key, _, value = text.partition("=")
+    kind, colon, value = value.partition(":")
+    try:
+        if not (key and colon):
+            raise ValueError
+        return key, TYPES[kind](value)
+    except (KeyError, ValueError):
+        needed = "KEY=TYPE:VALUE with TYPE int, float, bool or str, such as tokenizer.ggml.pre=str:llama-bpe"
+        raise InputError(f"--override-kv: found {text!r}, needed {needed}") from None
 
 
 def sampler_options(command: F) -> F:

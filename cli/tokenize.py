@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from qllama.cli.options import override_option, overrides
 from qllama.errors import InputError, printable
 
 
@@ -13,12 +14,15 @@ from qllama.errors import InputError, printable
 @click.option("--ids", is_flag=True, help="Print only the ids, as a list.")
 @click.option("--no-bos", is_flag=True, help="Add no BOS or EOS token, even if the model wants it.")
 @click.option("--no-parse-special", is_flag=True, help="Take the names of control tokens for ordinary text.")
-def command(file: str, text: str, ids: bool, no_bos: bool, no_parse_special: bool) -> None:
+@override_option
+def command(
+    file: str, text: str, ids: bool, no_bos: bool, no_parse_special: bool, override_kv: tuple[str, ...]
+) -> None:
     """Show the tokens of TEXT by the vocabulary of the model FILE, one per line; TEXT - is standard input."""
     from qllama.gguf import open_gguf
     from qllama.tokenizer import load_tokenizer
 
-    with open_gguf(file) as gguf:
+    with open_gguf(file, overrides(override_kv)) as gguf:
         tokenizer = load_tokenizer(gguf.metadata)
     for warning in [*gguf.warnings, *tokenizer.warnings]:
         click.echo(f"qllama: warning: {printable(warning)}", err=True)

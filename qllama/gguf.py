@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -119,16 +119,19 @@ class GGUF:
         self.close()
 
 
-def open_gguf(path: str | os.PathLike[str]) -> GGUF:
+def open_gguf(path: str | os.PathLike[str], override_kv: Mapping[str, int | float | bool | str] | None = None) -> GGUF:
     """Open a model file, or a split model from any of its parts.
 
-    Reads the metadata and the tensor directory; arrays and tensors stay in the file until asked for.
+    Reads the metadata and the tensor directory; arrays and tensors stay in the file until asked for. `override_kv`
+    has metadata values that stand for those of the file.
     Raises FileError, one line, for whatever is wrong with the file.
     """
     gguf = _open_part(os.fspath(path))
     try:
         n_parts = gguf.metadata.integer("split.count", 0, kinds=("u16",))
-        return gguf if n_parts <= 1 else _open_split(gguf, n_parts)
+        gguf = gguf if n_parts <= 1 else _open_split(gguf, n_parts)
+        gguf.metadata = gguf.metadata.overridden(override_kv or {})
+        return gguf
     except BaseException:
         gguf.close()
         raise

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,18 @@ class LLM:
 
     n_ctx: tokens of context; None takes the context of training, or less if memory is short. n_threads: None takes the
     physical cores this process may use, cgroup quota included. n_batch: the most tokens of a step. type_k, type_v: the
-    KV cache, "f16" or "f32", both alike. Raises qllama.errors.InputError for what cannot be used.
+    KV cache, "f16" or "f32", both alike. override_kv: metadata that stands for
+    the file's. Raises qllama.errors.InputError for what cannot be used.
     """
 
     def __init__(
         self, path: str | os.PathLike[str] | None = None, n_ctx: int | None = None, n_threads: int | None = None,
         n_batch: int = N_BATCH, type_k: str = "f16", type_v: str = "f16", progress: Progress | None = None,
+        override_kv: Mapping[str, int | float | bool | str] | None = None,
     ) -> None:  # fmt: skip
         if type_k != type_v:
             raise InputError(f"type_k={type_k}, type_v={type_v}: keys and values must have the same type")
-        with open_gguf(path if path is not None else default_model()) as gguf:
+        with open_gguf(path if path is not None else default_model(), override_kv) as gguf:
             self.tokenizer = load_tokenizer(gguf.metadata)
             self._file_defaults = with_file_defaults({}, gguf.metadata)
             self.model = Model(gguf, n_ctx, n_threads, n_batch, type_k, progress)

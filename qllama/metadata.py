@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from qllama.errors import FileError, printable
+from qllama.errors import FileError, InputError, printable
 
 # Value type id: name and layout. A bool is read as a byte, any but 0 being true.
 SCALARS: dict[int, tuple[str, struct.Struct]] = {
@@ -84,6 +84,14 @@ class Metadata(Mapping[str, Value]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def overridden(self, values: Mapping[str, int | float | bool | str]) -> "Metadata":
+        """A copy in which these values stand for those of the file, whatever type it has them in."""
+        kinds = {int: "i64", float: "f64", bool: "bool", str: "str"}
+        for key, value in values.items():
+            if type(value) not in kinds:
+                raise InputError(f"override of {printable(key)}: found {value!r}, needed an int, float, bool or str")
+        return Metadata(self.path, self._entries | {k: (kinds[type(v)], v) for k, v in values.items()})
 
     def type_of(self, key: str) -> str:
         """The type as stored: u8 ... f64, bool, str, or arr."""

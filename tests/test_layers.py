@@ -10,19 +10,20 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"qllama": "qllama", "qllama.quant": "quant", "qllama.cli": "cli"}
 
 # From top to bottom. A package is one name here; inside itself it may import as it likes. `qllama` is what the package
-# itself offers. gguf, hparams, tokenizer and quant stand side by side on purpose: the model binds them.
+# itself offers. gguf, hparams and quant stand side by side on purpose: the model binds them.
 LAYERS = [
     "qllama.cli",
     "qllama",
     "qllama.llm qllama.bench",
-    "qllama.generate",
+    "qllama.generate qllama.chat",
     "qllama.model",
     "qllama.builder",
     "qllama.weights qllama.stopwatch",
     "qllama.plan qllama.arch qllama.kv_cache qllama.sampling qllama.data",
     "qllama.team",
     "qllama.kernels",
-    "qllama.quant qllama.gguf qllama.tokenizer qllama.hparams",
+    "qllama.tokenizer",
+    "qllama.quant qllama.gguf qllama.hparams",
     "qllama.metadata",
     "qllama.jit",
     "qllama.simd",

@@ -1,6 +1,9 @@
 """Text to token ids and back, for the vocabularies that GGUF files carry. Each kind is one line here."""
 
+import os
+
 from qllama.errors import FileError
+from qllama.gguf import open_gguf
 from qllama.metadata import Metadata
 from qllama.tokenizer.base import Tokenizer
 from qllama.tokenizer.bpe import BytePairTokenizer
@@ -14,8 +17,15 @@ __all__ = ["TOKENIZERS", "StreamDecoder", "Tokenizer", "Vocabulary", "load_token
 TOKENIZERS: dict[str, type[Tokenizer]] = {"llama": SentencePieceTokenizer, "gpt2": BytePairTokenizer}
 
 
-def load_tokenizer(metadata: Metadata) -> Tokenizer:
-    """The tokenizer of an opened GGUF file. Raises FileError if there is none, or it cannot be used."""
+def load_tokenizer(source: Metadata | str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a GGUF file, which needs no tensors: its path, or the metadata of an opened one.
+
+    Raises FileError if there is none, or it cannot be used.
+    """
+    if not isinstance(source, Metadata):
+        with open_gguf(source) as gguf:
+            return load_tokenizer(gguf.metadata)
+    metadata = source
     key = "tokenizer.ggml.model"
     model = metadata.text(key, "none")
     if model in ("none", "no_vocab"):

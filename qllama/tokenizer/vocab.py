@@ -58,6 +58,7 @@ DEFAULTS = {
     "gpt2": Defaults(bos=None, eos=None, unk=None, add_bos=False, add_space_prefix=False),
 }
 
+SUCH_AS = ("gpt-2", "llama-bpe", "qwen2", "gpt-4o", "tekken")  # of pre-tokenizers
 BYTE_PAIR = ("gpt2",)  # the kinds that have merges and a pre-tokenizer
 
 
@@ -225,7 +226,8 @@ class _Reader:
             self.warn(f"no {key}: text is cut into words by the rule 'default', perhaps not as the model knows it")
         name = self.metadata.text(key, "default")
         if name not in PRE_TOKENIZERS:
-            raise self.metadata.error(key, "is no pre-tokenizer that is known here")
+            choose = f"choose one that is: --override-kv {key}=str:NAME, perhaps {', '.join(SUCH_AS)}"
+            raise self.metadata.error(key, f"is no pre-tokenizer that is known here; {choose}")
         return PRE_TOKENIZERS[name]
 
     def merges(self, ids: dict[bytes, int]) -> list[bytes]:
