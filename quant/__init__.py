@@ -5,10 +5,12 @@ A format is one file with its block's layout, `decode` and, where it can be writ
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
+from qllama import cpu
 from qllama.errors import InputError
 from qllama.ggml import BY_NAME
 from qllama.quant import floats, iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
@@ -44,6 +46,9 @@ FORMATS: dict[str, Format] = {
     "MXFP4": Format(mxfp4.BLOCK_MXFP4, mxfp4.decode, mxfp4.encode),
 }
 
+# Without an importance matrix these would be of no use; llama.cpp refuses too.
+NEEDS_IMPORTANCE = ("IQ1_S", "IQ2_XXS", "IQ2_XS")
+
 PIECE = 1 << 18  # values encoded at a time: the temporaries stay in cache, and small beside a large tensor
 
 
@@ -67,12 +72,23 @@ def dequantize(blocks: np.ndarray | bytes, type_name: str, shape: tuple[int, ...
     return values.reshape(shape)
 
 
-def quantize(array: np.ndarray, type_name: str, importance: np.ndarray | None = None) -> np.ndarray:
-    """The blocks of `array` (rows, n) float32, as (rows, bytes of a row) uint8.
+def quantize(
+    array: np.ndarray,
+    type_name: str,
+    importance: np.ndarray | None = None,
+    *,
+    n_threads: int | None = None,
+    out: np.ndarray | None = None,
+    first_row: int = 0,
+) -> np.ndarray:
+    """The blocks of `array` (rows, n), as (rows, bytes of a row) uint8: the same for any number of threads.
 
-    `importance`, a weight for each of the n columns, is not implemented for any format yet.
-    Raises InputError for that, for a type that is not implemented or only decoded, for rows that are not whole
-    blocks, and, naming the row, for values that are not finite or too large for the format.
+    `array` is float32, float16, or the bits of bfloat16 as uint16. `importance` (n,) float32 weighs the squared
+    errors of the columns, for the formats that have a choice; one that is needed is refused when missing (see
+    NEEDS_IMPORTANCE). `out` (rows, bytes of a row) uint8 takes the blocks when given, and is what is returned.
+    `n_threads` is the processors of this process by default; `first_row` is added to the row that an error names.
+    Raises InputError for a type that is not implemented or only decoded, for rows that are not whole blocks, for
+    importance that does not fit, and, naming the row, for values that are not finite or too large for the format.
     """
     form = _format(type_name)
     if form.encode is None:
@@ -80,19 +96,41 @@ def quantize(array: np.ndarray, type_name: str, importance: np.ndarray | None = 
         raise InputError(f"quantizing to {type_name} is not implemented; implemented: {able}")
     if importance is not None:
         raise InputError(f"{type_name}: quantizing with an importance matrix is not implemented")
-    _check_rows(array, type_name)
+    array = _rows(array, type_name)
     n_rows, n = array.shape
-    length = BY_NAME[type_name].block
-    out = np.empty((n_rows, n // length), form.block)
+    out = _room(out, type_name, n_rows, n)
     step = max(1, PIECE // n)
-    for start in range(0, n_rows, step):
-        rows = np.ascontiguousarray(array[start : start + step])
-        _check_finite(rows, start, f"{type_name}: NaN or infinity")
-        with np.errstate(all="ignore"):  # what overflows or divides by zero is found in the blocks it leaves
-            out[start : start + step] = form.encode(rows.reshape(-1, length)).reshape(len(rows), -1)
-            decoded = form.decode(out[start : start + step].reshape(-1))
-        _check_finite(decoded.reshape(rows.shape), start, f"a value too large for {type_name}")
-    return out.view(np.uint8)
+    starts = range(0, n_rows, step)
+
+    def encode(start: int) -> None:
+        _encode(array[start : start + step], type_name, out[start : start + step], first_row + start)
+
+    if len(starts) < 2:
+        list(map(encode, starts))
+    else:
+        with ThreadPoolExecutor(n_threads or cpu.default_threads()) as pool:
+            list(pool.map(encode, starts))
+    return out
+
+
+def _encode(rows: np.ndarray, type_name: str, out: np.ndarray, first: int) -> None:
+    """Encode a piece of the rows; `first` is the number of its first row."""
+    form, length = FORMATS[type_name], BY_NAME[type_name].block
+    assert form.encode is not None
+    values = widen(rows)
+    _check_finite(values, first, f"{type_name}: NaN or infinity")
+    with np.errstate(all="ignore"):  # what overflows or divides by zero is found in the blocks it leaves
+        blocks = form.encode(values.reshape(-1, length))
+        decoded = form.decode(blocks)
+    _check_finite(decoded.reshape(values.shape), first, f"a value too large for {type_name}")
+    out[:] = blocks.view(np.uint8).reshape(out.shape)
+
+
+def widen(array: np.ndarray) -> np.ndarray:
+    """float32 of float16, of the bits of bfloat16 (uint16), or of float32; contiguous."""
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return np.ascontiguousarray(array, np.float32)
 
 
 def _format(type_name: str) -> Format:
@@ -102,12 +140,24 @@ def _format(type_name: str) -> Format:
     raise InputError(f"tensor type {type_name} is {what}; implemented: {', '.join(FORMATS)}")
 
 
-def _check_rows(array: np.ndarray, type_name: str) -> None:
-    if array.dtype != np.float32 or array.ndim != 2:
-        raise InputError(f"{type_name}: {array.ndim}-dimensional {array.dtype}, needed rows of float32")
+def _rows(array: np.ndarray, type_name: str) -> np.ndarray:
+    if array.dtype not in (np.float32, np.float16, np.uint16) or array.ndim != 2:
+        wanted = "float32, float16 or bfloat16 (as uint16)"
+        raise InputError(f"{type_name}: {array.ndim}-dimensional {array.dtype}, needed rows of {wanted}")
     n, length = array.shape[1], BY_NAME[type_name].block
     if n == 0 or n % length:
         raise InputError(f"{type_name}: rows of {n} values, needed a multiple of {length}")
+    return array
+
+
+def _room(out: np.ndarray | None, type_name: str, n_rows: int, n: int) -> np.ndarray:
+    """`out`, checked, or a new array for the blocks of (n_rows, n) values."""
+    shape = (n_rows, n // BY_NAME[type_name].block * BY_NAME[type_name].nbytes)
+    if out is None:
+        return np.empty(shape, np.uint8)
+    if out.dtype != np.uint8 or out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
+        raise InputError(f"{type_name}: out is {out.dtype} {out.shape}, needed contiguous uint8 {shape}")
+    return out
 
 
 def _check_finite(rows: np.ndarray, start: int, what: str) -> None:

@@ -192,13 +192,48 @@ def test_values_too_large_are_refused_with_their_row(name, value):
     [
         (np.zeros((2, 100), np.float32), "rows of 100 values, needed a multiple of 32"),
         (np.zeros((2, 0), np.float32), "rows of 0 values, needed a multiple of 32"),
-        (np.zeros(64, np.float32), "1-dimensional float32, needed rows of float32"),
-        (np.zeros((2, 32)), "2-dimensional float64, needed rows of float32"),
+        (np.zeros(64, np.float32), "1-dimensional float32, needed rows of float32, float16 or bfloat16"),
+        (np.zeros((2, 32)), "2-dimensional float64, needed rows of float32, float16 or bfloat16"),
     ],
 )
 def test_arrays_that_are_not_rows_of_blocks_are_refused(array, reason):
-    with pytest.raises(InputError, match=f"^Q8_0: {reason}$"):
+    with pytest.raises(InputError, match=f"^Q8_0: {reason}"):
         quantize(array, "Q8_0")
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q6_K"])
+def test_half_precision_is_widened(name):
+    half = weights().astype(np.float16)
+    brain = quantize(weights(), "BF16").view("<u2")
+    assert np.array_equal(quantize(half, name), quantize(half.astype(np.float32), name))
+    assert np.array_equal(quantize(brain, name), quantize(dequantize(brain.view(np.uint8), "BF16", brain.shape), name))
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_threads_do_not_change_the_blocks(n_threads):
+    x = np.tile(weights(4), (PIECE // 1024, 1))  # four pieces
+    assert np.array_equal(quantize(x, "Q4_0", n_threads=n_threads), quantize(x, "Q4_0", n_threads=2))
+
+
+def test_quantize_into_an_array():
+    out = np.zeros((6, 1024 // 32 * 18), np.uint8)
+    assert quantize(weights(), "Q4_0", out=out) is out
+    assert np.array_equal(out, quantize(weights(), "Q4_0"))
+
+
+@pytest.mark.parametrize(
+    "out", [np.zeros((6, 575), np.uint8), np.zeros((6, 576), np.int8), np.zeros((6, 1152), np.uint8)[:, ::2]]
+)
+def test_an_array_that_does_not_fit_the_blocks_is_refused(out):
+    with pytest.raises(InputError, match=r"^Q4_0: out is .*, needed contiguous uint8"):
+        quantize(weights(), "Q4_0", out=out)
+
+
+def test_errors_count_rows_from_the_first():
+    x = weights()
+    x[2, 5] = np.nan
+    with pytest.raises(InputError, match=r"in row 1002$"):
+        quantize(x, "Q4_0", first_row=1000)
 
 
 @pytest.mark.parametrize(
