@@ -24,6 +24,10 @@ from qllama.errors import FileError, InputError
     default=-1,
     help="Tokens to generate. [default: -1, until the end]",
 )
+@click.option("--messages", "messages_file", metavar="FILE", help="Answer the conversation in FILE (JSON messages).")
+@click.option("--chat-template", metavar="NAME", help="Answer the prompt as a chat message; NAME or Jinja text.")
+@click.option("--context-shift", is_flag=True, help="When the context is full, drop the older half and go on.")
+@click.option("--keep", "n_keep", type=int, default=0, help="First tokens that a context shift keeps. [default: 0]")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end of the text.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before TEXT; may be repeated.")
 @click.option("--no-parse-special", is_flag=True, help="Take the names of special tokens in the prompt as plain text.")
@@ -31,10 +35,11 @@ from qllama.errors import FileError, InputError
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no statistics on stderr.")
 @sampler_options
 def command(
-    prompt: str | None, prompt_file: str | None, n_predict: int, ignore_eos: bool, stop: tuple[str, ...],
-    no_parse_special: bool, echo: bool, quiet: bool, **kwargs: Any,
+    prompt: str | None, prompt_file: str | None, messages_file: str | None, chat_template: str | None, n_predict: int,
+    context_shift: bool, n_keep: int, ignore_eos: bool, stop: tuple[str, ...], no_parse_special: bool, echo: bool,
+    quiet: bool, **kwargs: Any,
 ) -> int:  # fmt: skip
-    """Write text that continues a prompt.
+    """Write text that continues a prompt, or the answer to a conversation (--messages, --chat-template).
 
     MODEL is a GGUF file; without one a small model that comes with qllama is used.
     """
@@ -43,13 +48,27 @@ def command(
     sampling = sampler_settings(kwargs)
     if n_predict < -2:
         raise InputError(f"-n: found {n_predict}, needed a number of tokens, or -1 for no limit")
-    text = read_prompt(prompt, prompt_file)
+    if n_keep < 0:
+        raise InputError(f"--keep: found {n_keep}, needed a number of tokens")
+    chat = chat_template is not None or messages_file is not None
+    text = b"" if messages_file is not None else read_prompt(prompt, prompt_file)
+    if messages_file is not None and (prompt is not None or prompt_file is not None or echo):
+        raise InputError("--messages cannot be used with -p, -f or --echo")
+    if chat and no_parse_special:
+        raise InputError("--no-parse-special: a chat template is made of special tokens")
 
+    from qllama.chat.messages import Conversation, read_messages
     from qllama.cli.progress import load
     from qllama.generate import Stats
 
-    llm, stats = load(quiet=quiet, **kwargs), Stats()
-    pieces = llm.generate(text, n_predict, stop, ignore_eos, not no_parse_special, stats, **sampling)
+    user = {"role": "user", "content": text.decode(errors="surrogateescape")}
+    talk = Conversation([user]) if messages_file is None else read_messages(messages_file)
+    llm, stats = load(quiet=quiet, chat_template=chat_template, **kwargs), Stats()
+    options = {"ignore_eos": ignore_eos, "stats": stats, "n_keep": n_keep if context_shift else None, **sampling}
+    if chat:
+        pieces = llm.chat(talk.messages, n_predict, stop, talk.tools, **options)
+    else:
+        pieces = llm.generate(text, n_predict, stop, parse_special=not no_parse_special, **options)
     out = sys.stdout.buffer
     interrupted = False
     try:
@@ -89,8 +108,10 @@ def summary(stats: Any) -> str:
     def rate(n: int, seconds: float) -> str:
         return f"{n / seconds:.1f} t/s" if n > 0 and seconds > 0 else "- t/s"
 
+    ended = f"{stats.finish_reason} (the context is full)" if stats.context_full else stats.finish_reason
+    dropped = f" | context shifts dropped {stats.n_dropped} tokens" if stats.n_dropped else ""
     return (
         f"prompt {stats.n_prompt} tokens, {rate(stats.n_prompt, stats.prompt_seconds)} | generated {stats.n_generated}"
         f" tokens, {rate(stats.n_generated - 1, stats.generation_seconds)} | first token after"
-        f" {stats.first_token_seconds:.2f} s | ended by {stats.finish_reason} | seed {stats.seed}"
+        f" {stats.first_token_seconds:.2f} s | ended by {ended}{dropped} | seed {stats.seed}"
     )

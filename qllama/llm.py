@@ -1,14 +1,18 @@
 """The public face: a model with its tokenizer. Text in, text out."""
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from qllama import data
+from qllama.chat.reasoning import MARKS
+from qllama.chat.template import ChatTemplate, choose
 from qllama.errors import InputError
 from qllama.generate import Stats, generate
 from qllama.gguf import open_gguf
@@ -26,28 +30,47 @@ def default_model() -> Path:
     return Path(data.__file__).with_name("default.gguf")
 
 
+class ChatPrompt(NamedTuple):
+    """A conversation as a model reads it."""
+
+    text: str
+    ids: list[int]
+
+
 class LLM:
     """A model file, ready to run.
 
     n_ctx: tokens of context; None takes the context of training, or less if memory is short. n_threads: None takes the
     physical cores this process may use, cgroup quota included. n_batch: the most tokens of a step. type_k, type_v: the
-    KV cache, "f16" or "f32", both alike. override_kv: metadata that stands for
-    the file's. Raises qllama.errors.InputError for what cannot be used.
+    KV cache, "f16" or "f32", both alike. override_kv: metadata that stands for the file's. chat_template: the name of
+    one (qllama.chat.named), or its text; None takes the file's own. Raises qllama.errors.InputError for what cannot be
+    used.
     """
 
     def __init__(
         self, path: str | os.PathLike[str] | None = None, n_ctx: int | None = None, n_threads: int | None = None,
         n_batch: int = N_BATCH, type_k: str = "f16", type_v: str = "f16", progress: Progress | None = None,
-        override_kv: Mapping[str, int | float | bool | str] | None = None,
+        override_kv: Mapping[str, int | float | bool | str] | None = None, chat_template: str | None = None,
     ) -> None:  # fmt: skip
         if type_k != type_v:
             raise InputError(f"type_k={type_k}, type_v={type_v}: keys and values must have the same type")
         with open_gguf(path if path is not None else default_model(), override_kv) as gguf:
             self.tokenizer = load_tokenizer(gguf.metadata)
+            self._metadata = gguf.metadata
+            if chat_template is None and path is None:
+                chat_template = "plain"  # the small model knows no conversations
+            self._wished_template = chat_template
+            if chat_template is not None:
+                self.chat_template  # noqa: B018 (a wrong one is refused before the weights are loaded)
             self._file_defaults = with_file_defaults({}, gguf.metadata)
             self.model = Model(gguf, n_ctx, n_threads, n_batch, type_k, progress)
         for warning in (*self.tokenizer.warnings, *self.model.warnings):
             log.warning("%s", warning)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """How conversations become prompts. Raises InputError where neither the file nor the user says it."""
+        return choose(self._metadata, self.tokenizer, self._wished_template)
 
     @property
     def n_ctx(self) -> int:
@@ -72,14 +95,56 @@ class LLM:
 
     def generate(
         self, prompt: str | bytes, n_predict: int = -1, stop: Sequence[str] = (), ignore_eos: bool = False,
-        parse_special: bool = True, stats: Stats | None = None, **sampling: Any,
+        parse_special: bool = True, stats: Stats | None = None, n_keep: int | None = None, **sampling: Any,
     ) -> Iterator[str]:  # fmt: skip
         """Pieces of text that continue `prompt`, as they come.
 
         `sampling`: temp, top_k, top_p, min_p, seed, ... (qllama.sampling.order.OPTIONS; llama.cpp's defaults, then the
         file's). It ends at an end-of-generation token (with `ignore_eos` those cannot be chosen), before a `stop` text,
         after n_predict tokens (< 0: no limit), or when the context is full; `stats` says which, and how long it took.
+        n_keep: a full context is shifted instead; so many of the first tokens stay, and the newer half of the others.
         """
+        ids = self.tokenize(prompt, parse_special=parse_special) or self._bos()
+        # The prompt's own first word has lost its space; what follows keeps it, unless there is no prompt.
+        decoder = StreamDecoder(self.tokenizer, continuation=len(prompt) > 0)
+        return self._generate(ids, decoder, n_predict, stop, ignore_eos, stats, n_keep, sampling)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], n_predict: int = -1, stop: Sequence[str] = (),
+        tools: Sequence[Any] | None = None, template_kwargs: Mapping[str, Any] | None = None,
+        ignore_eos: bool = False, stats: Stats | None = None, n_keep: int | None = None, **sampling: Any,
+    ) -> Iterator[str]:  # fmt: skip
+        """Pieces of the model's answer to a conversation, as they come: `{"role": ..., "content": ...}` each.
+
+        The rest as in `generate`; `tools` and `template_kwargs` are what the chat template is given besides. Only what
+        differs from the last conversation is computed. Raises qllama.chat.TemplateError where the template refuses.
+        """
+        prompt = self.chat_prompt(messages, tools, **(template_kwargs or {}))
+        return self.answer(prompt, n_predict, stop, ignore_eos, stats, n_keep, **sampling)
+
+    def chat_prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None, **template_kwargs: Any
+    ) -> ChatPrompt:
+        """The text that the chat template makes of a conversation, and its ids, with one BOS if the model wants it."""
+        text = self.chat_template.render(messages, tools, **template_kwargs)
+        ids = self.tokenize(text, add_special=False)
+        if self.tokenizer.add_bos:
+            ids = [*self._bos(), *itertools.dropwhile(lambda id: id == self.tokenizer.bos, ids)]
+        return ChatPrompt(text, ids)
+
+    def answer(
+        self, prompt: ChatPrompt, n_predict: int = -1, stop: Sequence[str] = (), ignore_eos: bool = False,
+        stats: Stats | None = None, n_keep: int | None = None, **sampling: Any,
+    ) -> Iterator[str]:  # fmt: skip
+        """What `chat` gives, from a prompt of `chat_prompt`. The marks around a model's reasoning are shown."""
+        marks = {id for pair in MARKS for mark in pair if (id := self.tokenizer.special_id(mark)) is not None}
+        decoder = StreamDecoder(self.tokenizer, special=marks)
+        return self._generate(prompt.ids, decoder, n_predict, stop, ignore_eos, stats, n_keep, sampling)
+
+    def _generate(
+        self, ids: list[int], decoder: StreamDecoder, n_predict: int, stop: Sequence[str], ignore_eos: bool,
+        stats: Stats | None, n_keep: int | None, sampling: dict[str, Any],
+    ) -> Iterator[str]:  # fmt: skip
         options = {**self._file_defaults, **sampling}
         if ignore_eos:
             options["logit_bias"] = {
@@ -88,11 +153,8 @@ class LLM:
             }
         build(options)
         sampler = SamplerChain(self.tokenizer.n_vocab, options, self.tokenizer)
-        ids = self.tokenize(prompt, parse_special=parse_special) or self._bos()
         stats = stats if stats is not None else Stats()
-        tokens = generate(self.model, ids, sampler, n_predict, self.tokenizer.eog, stats)
-        # The prompt's own first word has lost its space; what follows keeps it, unless there is no prompt.
-        decoder = StreamDecoder(self.tokenizer, continuation=len(prompt) > 0)
+        tokens = generate(self.model, ids, sampler, n_predict, self.tokenizer.eog, stats, n_keep)
         return _until(_texts(tokens, decoder), tuple(s for s in stop if s), stats)
 
     def _bos(self) -> list[int]:

@@ -145,6 +145,7 @@ class Model:
         self.n_batch = min(self.n_batch, self.n_ctx)
         self._bound = BoundPlan(declared.plan, self.n_batch, kernels)
         self._tokens = np.zeros(self.n_batch, np.int32)
+        self.cached: list[int] = []  # the tokens at positions 0, 1, ... whose keys and values are there
         self._bound.set_step(tokens=self._tokens.ctypes.data, kv_blocks=self.cache.table.ctypes.data)
 
     def _fitting_context(self, path: str, declared: Declared, n_ctx: int | None) -> int:
@@ -179,16 +180,22 @@ class Model:
         if not 0 <= n_out <= len(ids):
             raise InputError(f"logits of {n_out} tokens were asked for, there are {len(ids)}")
         self.cache.reserve(n_past + len(ids))
+        del self.cached[n_past:]
         logits = np.empty((n_out, self.hparams.n_vocab), np.float32)
         for first in range(0, len(ids), self.n_batch):
             batch = ids[first : first + self.n_batch]
             wanted = max(0, first + len(batch) - (len(ids) - n_out))  # of this batch's last tokens
             wanted = min(wanted, len(batch))
             self._step(batch, n_past + first, wanted, stopwatch)
+            self.cached += batch.tolist()
             if wanted:
                 at = first + len(batch) - wanted - (len(ids) - n_out)
                 logits[at : at + wanted] = self._bound.view("logits", wanted)
         return logits
+
+    def reusable(self, tokens: Sequence[int]) -> int:
+        """How many of the first of `tokens` need not be run again; not the last one, whose logits are wanted."""
+        return common_prefix(self.cached, tokens[:-1])
 
     def stopwatch(self) -> Stopwatch:
         """A new one, for `forward`."""
@@ -214,6 +221,11 @@ class Model:
     def close(self) -> None:
         """Stop the threads."""
         self.team.close()
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _in_range(what: str, value: int, high: int) -> int:

@@ -176,20 +176,21 @@ VOCABULARIES = {
 def test_what_the_vocabulary_tells(name: str) -> None:
     with open_gguf(shared(f"vocabs/ggml-vocab-{name}.gguf")) as gguf:
         byte_pair = gguf.metadata.text("tokenizer.ggml.model") == "gpt2"
-        assert certain(load_tokenizer(gguf.metadata).special_texts, byte_pair) == VOCABULARIES[name]
+        special_id = load_tokenizer(gguf.metadata).special_id
+        assert certain(lambda sign: special_id(sign) is not None, byte_pair) == VOCABULARIES[name]
 
 
 def test_without_a_template_the_vocabulary_tells_or_the_user_must() -> None:
     told = template_of(shared("vocabs/ggml-vocab-llama-bpe.gguf"))
     assert told.source == TEMPLATES["llama3"] and told.origin == "llama3, by the vocabulary"
     assert (told.bos_token, told.eos_token) == ("<|begin_of_text|>", "<|end_of_text|>")
-    with pytest.raises(InputError, match="has no chat template .* choose one with --chat-template, of plain, alpaca,"):
+    with pytest.raises(InputError, match=r"has no chat template .* choose one with --chat-template, of plain, alpaca,"):
         template_of(shared("vocabs/ggml-vocab-llama-spm.gguf"))
 
 
 def test_signs_of_vocabularies_that_are_not_at_hand() -> None:
     def told(tokens: str, byte_pair: bool = True) -> str | None:
-        return certain({token.encode() for token in tokens.split()}, byte_pair)
+        return certain(tokens.split().__contains__, byte_pair)
 
     assert told("<bos> <start_of_turn> <end_of_turn>") == "gemma"
     assert told("<｜User｜> <｜Assistant｜> <think>") == "deepseek3"
@@ -200,7 +201,6 @@ def test_signs_of_vocabularies_that_are_not_at_hand() -> None:
     assert told("[INST] [/INST] [SYSTEM_PROMPT]", byte_pair=False) == "mistral-v7"
     assert told("<|user|> <|assistant|> <|end|> <|start|> <|channel|>") is None
     assert told("<|im_start|>") is None
-    assert certain({b"\xff"}, True) is None
 
 
 def template_of(path: Path, wished: str | None = None):

@@ -3,7 +3,7 @@
 The prompts are those of llama.cpp under the same names (alpaca: of Stanford Alpaca; plain: the messages, one a line).
 """
 
-from collections.abc import Collection
+from collections.abc import Callable
 
 # A system message that has no place of its own goes before the first user's.
 _SYSTEM_FIRST = """{%- set system = messages[0].content if messages and messages[0].role == 'system' else none -%}
@@ -116,13 +116,12 @@ _SIGNS = (
 )
 
 
-def certain(special: Collection[bytes], byte_pair: bool) -> str | None:
-    """The name of the template that a vocabulary with these special tokens must have; None where that is open."""
-    names = {token.decode(errors="replace") for token in special}
+def certain(has: Callable[[str], bool], byte_pair: bool) -> str | None:
+    """The template that a vocabulary must have which `has` these special tokens; None where that is open."""
     for name, signs, against in _SIGNS:
-        if names.issuperset(signs.split()) and not names.intersection(against.split()):
+        if all(map(has, signs.split())) and not any(map(has, against.split())):
             return name
-    if names.issuperset(("[INST]", "[/INST]")):
-        version = "v7" if "[SYSTEM_PROMPT]" in names else "v3"
+    if has("[INST]") and has("[/INST]"):
+        version = "v7" if has("[SYSTEM_PROMPT]") else "v3"
         return f"mistral-{version}" + ("-tekken" if byte_pair else "")
     return None

@@ -52,7 +52,7 @@ def choose(metadata: Metadata, tokenizer: Tokenizer, wished: str | None = None) 
         tool_key = f"{KEY}.tool_use"
         tool_use = _file_text(metadata, tool_key)[0] if tool_key in metadata else None
         return ChatTemplate(text, "the model's own", **tokens, tool_use=tool_use, warnings=warnings)
-    name = certain(tokenizer.special_texts, metadata.get("tokenizer.ggml.model") == "gpt2")
+    name = certain(lambda sign: tokenizer.special_id(sign) is not None, metadata.get("tokenizer.ggml.model") == "gpt2")
     if name is None:
         raise InputError(
             f"{metadata.path} has no chat template and its vocabulary does not tell which it needs: "

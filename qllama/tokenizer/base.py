@@ -17,7 +17,7 @@ class Tokenizer(ABC):
     Ids are 0 to `n_vocab` - 1; `bos` and `eos` are None if the file has none; one in `eog` ends a generation.
     `add_bos` and `add_eos`: what `encode` adds. `space_prefix`: `decode` drops a space before the text, which
     SentencePiece has put there.
-    `special_texts`: the names of special tokens. `warnings`: what was worked around in the file.
+    `warnings`: what was worked around in the file.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -28,7 +28,6 @@ class Tokenizer(ABC):
         self.warnings = vocabulary.warnings
         self._tokens, self._types = vocabulary.tokens, vocabulary.types.tolist()
         self._special = SpecialTokens(vocabulary)
-        self.special_texts = frozenset(vocabulary.tokens[id] for id in vocabulary.special)
 
     def encode(self, text: str | bytes, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """The ids of `text`; bytes need not be UTF-8.
@@ -74,6 +73,10 @@ class Tokenizer(ABC):
         if kind == UNUSED or (kind in (CONTROL, UNKNOWN) and not special):
             return b""
         return token
+
+    def special_id(self, name: str) -> int | None:
+        """The id of the special token of this name; None if there is none."""
+        return self._special.ids.get(name.encode())
 
     @abstractmethod
     def _encode_text(self, text: bytes, after_special: bool) -> list[int]:

@@ -11,9 +11,9 @@ class SpecialTokens:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        first_ids = {vocabulary.tokens[id]: id for id in reversed(vocabulary.special)}
-        first_ids.pop(b"", None)
-        self._all = sorted(first_ids.items(), key=lambda token: (-len(token[0]), token[1]))
+        self.ids = {vocabulary.tokens[id]: id for id in reversed(vocabulary.special)}
+        self.ids.pop(b"", None)
+        self._all = sorted(self.ids.items(), key=lambda token: (-len(token[0]), token[1]))
         self._user_defined = [token for token in self._all if vocabulary.types[token[1]] == USER_DEFINED]
         self._rstrip = vocabulary.rstrip
 
