@@ -44,32 +44,32 @@ def choose(metadata: Metadata, tokenizer: Tokenizer, wished: str | None = None) 
 
     wished: a name of TEMPLATES, or the text of a template. Raises InputError where none of this gives one.
     """
-    tokens = {"bos_token": _text(tokenizer, tokenizer.bos), "eos_token": _text(tokenizer, tokenizer.eos)}
+    tokens = (_text(tokenizer, tokenizer.bos), _text(tokenizer, tokenizer.eos))
     if wished is not None:
         return _wished(wished, tokens)
     if KEY in metadata:
         text, warnings = _file_text(metadata, KEY)
         tool_key = f"{KEY}.tool_use"
         tool_use = _file_text(metadata, tool_key)[0] if tool_key in metadata else None
-        return ChatTemplate(text, "the model's own", **tokens, tool_use=tool_use, warnings=warnings)
+        return ChatTemplate(text, "the model's own", *tokens, tool_use=tool_use, warnings=warnings)
     name = certain(lambda sign: tokenizer.special_id(sign) is not None, metadata.get("tokenizer.ggml.model") == "gpt2")
     if name is None:
         raise InputError(
             f"{metadata.path} has no chat template and its vocabulary does not tell which it needs: "
             f"choose one with --chat-template, of {', '.join(TEMPLATES)}"
         )
-    return ChatTemplate(TEMPLATES[name], f"{name}, by the vocabulary", **tokens)
+    return ChatTemplate(TEMPLATES[name], f"{name}, by the vocabulary", *tokens)
 
 
-def _wished(wished: str, tokens: dict[str, str | None]) -> ChatTemplate:
+def _wished(wished: str, tokens: tuple[str | None, str | None]) -> ChatTemplate:
     name = ALIASES.get(wished, wished)
     if name in TEMPLATES:
-        return ChatTemplate(TEMPLATES[name], name, **tokens)
+        return ChatTemplate(TEMPLATES[name], name, *tokens)
     if "{" not in wished:
         raise InputError(
             f"--chat-template: found {wished!r}, needed the text of a template or one of {', '.join(TEMPLATES)}"
         )
-    return ChatTemplate(wished, "given by the user", **tokens)
+    return ChatTemplate(wished, "given by the user", *tokens)
 
 
 def _text(tokenizer: Tokenizer, id: int | None) -> str | None:
