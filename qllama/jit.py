@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterable
+import time
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -56,6 +57,8 @@ class Kernel:
     address: int
     fields: tuple[tuple[str, str], ...]
     nbytes: int  # of the object file
+    seconds: float = 0.0  # that compiling it took
+    compiled: bool = False  # in this process, not taken from the cache
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,12 @@ class Code:
     name: str
     fields: tuple[tuple[str, str], ...]
     object: bytes
+    seconds: float = 0.0  # that compiling took
 
     def pack(self) -> bytes:
         """A line with length and checksum, a line of JSON, the object file."""
-        body = json.dumps({"name": self.name, "fields": self.fields}).encode() + b"\n" + self.object
+        header = {"name": self.name, "fields": self.fields, "seconds": self.seconds}
+        body = json.dumps(header).encode() + b"\n" + self.object
         return f"{len(body)} {hashlib.sha256(body).hexdigest()}\n".encode() + body
 
     @classmethod
@@ -83,7 +88,8 @@ class Code:
             raise ValueError("checksum does not match")
         header, code = body.split(b"\n", 1)
         values = json.loads(header)
-        return cls(values["name"], tuple((name, kind) for name, kind in values["fields"]), code)
+        fields = tuple((name, kind) for name, kind in values["fields"])
+        return cls(values["name"], fields, code, values["seconds"])
 
 
 # ---- compiling: only here, and in the modules of kernels, is Numba imported
@@ -154,13 +160,15 @@ def compile_kernel(name: str) -> Code:
     """Compile one kernel in this process."""
     import numba
 
+    start = time.perf_counter()
     module = name.partition(".")[0]
     importlib.import_module(f"qllama.kernels.{MODULES.get(module, module)}")
     f = _kernels[name]
     options: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     compiled: Any = numba.njit("int64(int64, int64, int64, int64)", **options)(_entry(f))
     (result,) = compiled.overloads.values()
-    return Code(name, _fields(f), _object(result.library, result.fndesc.llvm_func_name, name))
+    code = _object(result.library, result.fndesc.llvm_func_name, name)
+    return Code(name, _fields(f), code, round(time.perf_counter() - start, 3))
 
 
 def _object(library: Any, entry: str, name: str) -> bytes:
@@ -329,15 +337,19 @@ def _engine() -> Any:
 _loaded: dict[str, Kernel] = {}
 
 
-def _link(codes: Iterable[Code]) -> None:
+def _link(codes: Collection[Code], compiled: Collection[str]) -> None:
+    """Make kernels of `codes`; `compiled` are the names of those that the cache did not have."""
     from llvmlite import binding
 
-    engine, codes = _engine(), list(codes)
+    engine = _engine()
     for code in codes:
         engine.add_object_file(binding.ObjectFileRef.from_data(code.object))
     engine.finalize_object()
     for code in codes:
-        _loaded[code.name] = Kernel(code.name, engine.get_function_address(code.name), code.fields, len(code.object))
+        _loaded[code.name] = Kernel(
+            code.name, engine.get_function_address(code.name), code.fields, len(code.object), code.seconds,
+            code.name in compiled,
+        )  # fmt: skip
 
 
 def load(names: Iterable[str], progress: Callable[[int, int], None] | None = None) -> dict[str, Kernel]:
@@ -357,7 +369,7 @@ def load(names: Iterable[str], progress: Callable[[int, int], None] | None = Non
                 keep = keep and _keep(code)
                 report(i, len(missing))
     if codes:
-        _link(codes.values())
+        _link(codes.values(), missing)
     return {n: _loaded[n] for n in wanted}
 
 

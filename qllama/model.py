@@ -85,8 +85,8 @@ def kernel_names(declared: Declared) -> set[str]:
 
 def warm_up(
     path: Path | None, kv_kind: str = "f16", progress: Callable[[int, int], None] | None = None
-) -> list[tuple[str, int]]:
-    """Compile what a file needs (None: what every supported file needs); returns (kernel, bytes of its code)."""
+) -> list[jit.Kernel]:
+    """Compile what a file needs (None: what every supported file needs); returns the kernels by name."""
     if path is None:
         names = {f"{layout.kernels}.{k}" for layout in LAYOUTS.values() for k in ("pack", "matmul", "lookup")}
         element_bytes(kv_kind)
@@ -94,7 +94,7 @@ def warm_up(
     else:
         with open_gguf(path) as gguf:
             names = kernel_names(_checked(declare(gguf, kv_kind=kv_kind), gguf))
-    return sorted((k.name, k.nbytes) for k in jit.load(names, progress).values())
+    return list(jit.load(names, progress).values())
 
 
 def _checked(declared: Declared, gguf: GGUF) -> Declared:

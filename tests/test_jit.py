@@ -97,11 +97,15 @@ def test_what_was_compiled_is_kept_and_needs_no_compiler_again(fresh, monkeypatc
     kernel = jit.load([NAME], lambda *done: progress.append(done))[NAME]
     assert copies_rows(kernel)
     assert progress == [(0, 1), (1, 1)]
+    assert kernel.compiled and kernel.seconds > 0
     assert [p.name for p in file_of(fresh).parent.iterdir()] == [f"{NAME}.o"]
     assert not file_of(fresh).parent.stat().st_mode & 0o077
-    script = f"import sys; from qllama import jit; jit.load(['{NAME}']); print('numba' in sys.modules)"
+    script = (
+        f"import sys; from qllama import jit; k = jit.load(['{NAME}'])['{NAME}']\n"
+        "print('numba' in sys.modules, k.compiled, k.seconds)"
+    )
     second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert (second.stdout.strip(), second.stderr) == ("False", "")
+    assert (second.stdout.strip(), second.stderr) == (f"False False {kernel.seconds}", "")
     assert warnings(caplog) == []
 
 

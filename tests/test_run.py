@@ -203,4 +203,14 @@ def test_text_streams_as_it_comes() -> None:
 
 def test_warmup_lists_kernels() -> None:
     result = qllama("warmup", stories(), "-v")
-    assert result.returncode == 0 and "f32.matmul" in result.stdout.decode()
+    titles, *rows = (line.split() for line in result.stdout.decode().splitlines())
+    assert result.returncode == 0 and titles == ["kernel", "bytes", "seconds"]
+    assert {"f32.matmul", "f32.pack", "attention.f16", "tape.work"} <= {name for name, _, _ in rows}
+    assert all(int(nbytes) > 0 and float(seconds) >= 0 for _, nbytes, seconds in rows)
+    total = f"{len(rows)} kernels, {sum(int(nbytes) for _, nbytes, _ in rows)} bytes, ready in "
+    assert result.stderr.decode().splitlines()[-1].startswith(total)
+
+
+def test_warmup_takes_one_model() -> None:
+    result = qllama("warmup", stories(), "-m", stories())
+    assert result.returncode == 2 and b"two models are given" in result.stderr
