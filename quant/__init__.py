@@ -13,7 +13,36 @@ import numpy as np
 from qllama import cpu
 from qllama.errors import InputError
 from qllama.ggml import BY_NAME
-from qllama.quant import floats, iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
+from qllama.quant import (
+    floats,
+    iq1_m,
+    iq1_s,
+    iq2_s,
+    iq2_xs,
+    iq2_xxs,
+    iq3_s,
+    iq3_xxs,
+    iq4_nl,
+    iq4_xs,
+    mxfp4,
+    nvfp4,
+    q1_0,
+    q2_0,
+    q2_k,
+    q3_k,
+    q4_0,
+    q4_1,
+    q4_k,
+    q5_0,
+    q5_1,
+    q5_k,
+    q6_k,
+    q8_0,
+    q8_1,
+    q8_k,
+    tq1_0,
+    tq2_0,
+)
 
 
 class Format(NamedTuple):
@@ -36,14 +65,28 @@ FORMATS: dict[str, Format] = {
     "Q5_0": Format(q5_0.BLOCK_Q5_0, q5_0.decode, q5_0.encode),
     "Q5_1": Format(q5_1.BLOCK_Q5_1, q5_1.decode, q5_1.encode),
     "Q8_0": Format(q8_0.BLOCK_Q8_0, q8_0.decode, q8_0.encode),
+    "Q8_1": Format(q8_1.BLOCK_Q8_1, q8_1.decode),
+    "Q1_0": Format(q1_0.BLOCK_Q1_0, q1_0.decode, q1_0.encode),
+    "Q2_0": Format(q2_0.BLOCK_Q2_0, q2_0.decode, q2_0.encode),
     "Q2_K": Format(q2_k.BLOCK_Q2_K, q2_k.decode),
     "Q3_K": Format(q3_k.BLOCK_Q3_K, q3_k.decode),
     "Q4_K": Format(q4_k.BLOCK_Q4_K, q4_k.decode),
     "Q5_K": Format(q5_k.BLOCK_Q5_K, q5_k.decode),
     "Q6_K": Format(q6_k.BLOCK_Q6_K, q6_k.decode, q6_k.encode),
+    "Q8_K": Format(q8_k.BLOCK_Q8_K, q8_k.decode),
+    "IQ1_S": Format(iq1_s.BLOCK_IQ1_S, iq1_s.decode),
+    "IQ1_M": Format(iq1_m.BLOCK_IQ1_M, iq1_m.decode),
+    "IQ2_XXS": Format(iq2_xxs.BLOCK_IQ2_XXS, iq2_xxs.decode),
+    "IQ2_XS": Format(iq2_xs.BLOCK_IQ2_XS, iq2_xs.decode),
+    "IQ2_S": Format(iq2_s.BLOCK_IQ2_S, iq2_s.decode),
+    "IQ3_XXS": Format(iq3_xxs.BLOCK_IQ3_XXS, iq3_xxs.decode),
+    "IQ3_S": Format(iq3_s.BLOCK_IQ3_S, iq3_s.decode),
     "IQ4_NL": Format(iq4_nl.BLOCK_IQ4_NL, iq4_nl.decode),
     "IQ4_XS": Format(iq4_xs.BLOCK_IQ4_XS, iq4_xs.decode),
+    "TQ1_0": Format(tq1_0.BLOCK_TQ1_0, tq1_0.decode, tq1_0.encode),
+    "TQ2_0": Format(tq2_0.BLOCK_TQ2_0, tq2_0.decode, tq2_0.encode),
     "MXFP4": Format(mxfp4.BLOCK_MXFP4, mxfp4.decode, mxfp4.encode),
+    "NVFP4": Format(nvfp4.BLOCK_NVFP4, nvfp4.decode),
 }
 
 # Without an importance matrix these would be of no use; llama.cpp refuses too.

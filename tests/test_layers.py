@@ -28,7 +28,7 @@ LAYERS = [
     "qllama.jit",
     "qllama.simd",
     "qllama.cpu",
-    "qllama.errors qllama.ggml",
+    "qllama.errors qllama.ggml qllama.grids",
 ]
 HEIGHT = {name: -i for i, layer in enumerate(LAYERS) for name in layer.split()}
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader
-from gguf.quants import dequantize as gguf_dequantize
 from gguf.quants import quantize as gguf_quantize
+from naive_blocks import weights as naive_weights
 from quant_files import dequantized_copy, encoded, quantized_model, recorded
 
 from qllama.errors import InputError
 from qllama.ggml import BY_NAME
 from qllama.quant import FORMATS, PIECE, dequantize, quantize
 
-WRITTEN_BY_GGUF_PY = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4"]
+WRITTEN_BY_GGUF_PY = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"]
 ENCODED = [name for name, form in FORMATS.items() if form.encode]
 
 
@@ -33,9 +33,11 @@ def random_blocks(name: str, n_blocks: int = 300) -> np.ndarray:
     rng = np.random.default_rng(6)
     block = FORMATS[name].block
     blocks = rng.integers(0, 256, (n_blocks, block.itemsize), np.uint8).reshape(-1).view(block)
-    halves = [blocks[name] for name in block.names if block[name] == "<f2"] if block.names else [blocks.view("<f2")]
-    for scales in halves:
+    floats = [blocks[name] for name in block.names if block[name].kind == "f"] if block.names else [blocks.view("<f2")]
+    for scales in floats:
         scales[~np.isfinite(scales)] = 0
+    if name == "IQ1_M":  # its f16 scale lies in four pieces: the topmost has no exponent of infinity
+        blocks["scales"][:, 3] &= 0xBFFF
     return blocks.view(np.uint8).reshape(n_blocks, -1)
 
 
@@ -56,14 +58,47 @@ def test_a_block_has_the_size_that_the_type_table_says(name):
     assert FORMATS[name].block.itemsize == BY_NAME[name].nbytes
 
 
+def same_as_naive(blocks: np.ndarray, name: str) -> bool:
+    with np.errstate(over="ignore"):  # the largest scales of MXFP4 do
+        expected = naive_weights(blocks.reshape(4, -1), name)
+    got = dequantize(blocks, name, shape=expected.shape)
+    return got.dtype == np.float32 and got.tobytes() == expected.astype("<f4").tobytes()
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_decode_equals_gguf_py(name):
-    blocks = random_blocks(name, 320)
-    with np.errstate(over="ignore"):  # the largest scales of MXFP4 do
-        expected = gguf_dequantize(blocks.reshape(4, -1), GGMLQuantizationType[name])
-    got = dequantize(blocks, name, shape=expected.shape)
-    assert got.dtype == np.float32
-    assert got.tobytes() == expected.astype("<f4").tobytes()
+    """Or, of types that it does not decode, a decoder that takes one value after the other."""
+    assert same_as_naive(random_blocks(name, 320), name)
+
+
+EXTREMES = [0.0, -0.0, 2.0**-24, -(2.0**-24), 2.0**-14, 65504, -65504, 1]  # zeros, subnormals, the ends of f16
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("fill", [None, 0x00, 0xFF, 0x80, 0x7F])
+def test_decode_equals_gguf_py_at_the_ends(name, fill):
+    """Every bit of the quants alike, or random ones; scales from end to end, zeros of both signs."""
+    blocks = random_blocks(name, 8 * len(EXTREMES))
+    if fill is not None:
+        blocks[:] = fill
+    scales = np.tile(EXTREMES, 8)
+    block = FORMATS[name].block
+    typed = blocks.view(block)[:, 0]
+    for field in block.names or ():
+        if block[field].kind == "f":
+            typed[field] = scales
+    if name == "IQ1_M":
+        halves = scales.astype("<f2").view("<u2")[:, None] >> np.array([0, 4, 8, 12], np.uint16) << 12
+        typed["scales"] = typed["scales"] & 0xFFF | halves
+    if block.names is None and fill in (0xFF, 0x7F):
+        blocks[:] = 0x7B  # all bits of these would be NaN
+    assert same_as_naive(blocks, name)
+
+
+def test_all_scales_of_nvfp4():
+    blocks = random_blocks("NVFP4", 256)
+    blocks[:, :4] = np.arange(256)[:, None]
+    assert same_as_naive(blocks, "NVFP4")
 
 
 @pytest.mark.parametrize("name", WRITTEN_BY_GGUF_PY)
@@ -130,7 +165,7 @@ def test_mxfp4_has_a_scale_for_the_smallest_magnitudes():
     assert np.array_equal(dequantize(quantize(x, "MXFP4"), "MXFP4", x.shape), x)
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K"])
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q1_0", "Q2_0", "Q6_K", "TQ1_0", "TQ2_0"])
 def test_magnitudes_below_f16_become_zero(name):
     x = np.full((1, 256), 1e-41, np.float32)
     assert not dequantize(quantize(x, name), name).any()
@@ -178,6 +213,10 @@ def test_values_that_are_not_finite_are_refused_with_their_row(name, bad):
         ("Q6_K", 1e9),
         ("Q6_K", 1e13),
         ("Q6_K", 1e30),
+        ("Q1_0", 1e9),
+        ("Q2_0", 7e4),
+        ("TQ1_0", 7e4),
+        ("TQ2_0", 7e4),
     ],
 )
 def test_values_too_large_are_refused_with_their_row(name, value):
@@ -250,7 +289,7 @@ def test_broken_blocks_are_refused(blocks, shape, reason):
         dequantize(blocks, "Q8_0", shape)
 
 
-@pytest.mark.parametrize(("name", "what"), [("IQ2_XXS", "not implemented"), ("Q9_Z", "unknown"), ("q8_0", "unknown")])
+@pytest.mark.parametrize(("name", "what"), [("I16", "not implemented"), ("Q9_Z", "unknown"), ("q8_0", "unknown")])
 def test_other_types_are_refused_by_name(name, what):
     for call in (lambda: dequantize(b"", name), lambda: quantize(weights(), name)):
         with pytest.raises(InputError, match=f"^tensor type {name} is {what}; implemented: F32, F16"):
