@@ -17,7 +17,7 @@ from qllama.builder import Builder, Tensors
 from qllama.errors import FileError, InputError, printable
 from qllama.gguf import GGUF, open_gguf
 from qllama.hparams import HParams
-from qllama.kernels.layouts import LAYOUTS, POSITIONS
+from qllama.kernels.layouts import GROWTH, LAYOUTS, POSITIONS
 from qllama.kv_cache import KVCache, element_bytes
 from qllama.plan import BoundPlan, Plan
 from qllama.stopwatch import Stopwatch
@@ -61,7 +61,19 @@ def declare(gguf: GGUF, kv_kind: str = "f16", n_threads: int = 1) -> Declared:
     if unused:
         names = ", ".join(printable(n) for n in unused[:3]) + (", ..." if len(unused) > 3 else "")
         warnings.append(f"{gguf.path}: {len(unused)} tensors are not part of the model and are ignored: {names}")
+    warnings += _growth(tensors)
     return Declared(hparams, plan, tensors, cache, warnings)
+
+
+def _growth(tensors: Tensors) -> list[str]:
+    """A line on the types whose weights take more memory than in the file, when there are any."""
+    layouts = {w.layout.type.name: w.layout for w in tensors.weights.values()}
+    grown = [
+        f"{name} {layout.bits:.2f} bits each instead of {layout.type.bits:.2f}"
+        for name, layout in sorted(layouts.items())
+        if layout.bits > GROWTH * layout.type.bits
+    ]
+    return [f"weights take more memory than in the file: {', '.join(grown)}"] if grown else []
 
 
 def missing_support(gguf: GGUF) -> list[str]:
@@ -88,7 +100,8 @@ def warm_up(
 ) -> list[jit.Kernel]:
     """Compile what a file needs (None: what every supported file needs); returns the kernels by name."""
     if path is None:
-        names = {f"{layout.kernels}.{k}" for layout in LAYOUTS.values() for k in ("pack", "matmul", "lookup")}
+        names = {f"{layout.kernels}.{k}" for layout in LAYOUTS.values() for k in ("matmul", "lookup")}
+        names |= {layout.pack for layout in LAYOUTS.values()}
         element_bytes(kv_kind)
         names |= {*OPERATIONS, *TEAM_KERNELS, f"attention.{kv_kind}", f"attention.store_{kv_kind}"}
     else:

@@ -23,7 +23,7 @@ def total_bytes(weights: Iterable[Weight]) -> int:
 
 
 def pack_kernels(weights: Iterable[Weight]) -> set[str]:
-    return {f"{w.layout.kernels}.pack" for w in weights}
+    return {w.layout.pack for w in weights}
 
 
 def pack(gguf: GGUF, weights: list[Weight], team: Team, progress: Progress | None = None) -> np.ndarray:
@@ -55,7 +55,8 @@ def _rounded(nbytes: int) -> int:
 def _pack_one(gguf: GGUF, weight: Weight, team: Team, kernels: dict[str, jit.Kernel]) -> Iterator[int]:
     """Pack one tensor slice by slice; yields the bytes of the file that each slice took."""
     source = gguf.data(weight.name)
-    row_bytes = weight.n_block * weight.layout.type.nbytes
+    n_block = weight.layout.file_blocks(weight.n_in)
+    row_bytes = n_block * weight.layout.type.nbytes
     step = max(1, SLICE // (row_bytes * PANEL))
     n_panel = weight.layout.panels(weight.n_out)
     for first in range(0, n_panel, step):
@@ -65,11 +66,11 @@ def _pack_one(gguf: GGUF, weight: Weight, team: Team, kernels: dict[str, jit.Ker
         rows = source[start : start + height * row_bytes]
         plan = Plan()
         plan.add(
-            f"{weight.layout.kernels}.pack",
+            weight.layout.pack,
             src=rows,
             dst=weight.address + first * weight.layout.panel_bytes(weight.n_in),
             height=height,
-            n_block=weight.n_block,
+            n_block=n_block,
             n_panel=panels,
         )
         bound = BoundPlan(plan, 0, kernels)

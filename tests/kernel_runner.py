@@ -91,10 +91,10 @@ def activations(type_name: str, x: np.ndarray) -> np.ndarray:
 def pack(type_name: str, blocks: np.ndarray, n_threads: int = 1) -> np.ndarray:
     """(n_out, bytes of a row) uint8 as stored -> the packed matrix."""
     layout, n_block = LAYOUTS[type_name], blocks.shape[1] // LAYOUTS[type_name].type.nbytes
-    n_out, n_in = len(blocks), n_block * layout.block
+    n_out, n_in = len(blocks), n_block * layout.type.block
     src, dst = memory(*blocks.shape), memory(layout.size(n_out, n_in))
     src[:] = blocks
-    run(f"{layout.kernels}.pack", n_threads=n_threads, src=src, dst=dst, height=n_out, n_block=n_block,
+    run(layout.pack, n_threads=n_threads, src=src, dst=dst, height=n_out, n_block=n_block,
         n_panel=layout.panels(n_out))  # fmt: skip
     return dst
 

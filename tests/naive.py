@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader
-from gguf.constants import GGML_QUANT_SIZES
+from gguf import GGUFReader
 from gguf.quants import dequantize
+from naive_blocks import block_bytes, weights
 
 # Activations as matmuls of quantized weights read them: value = d * q.
 BLOCK_Q8 = np.dtype([("d", "<f4"), ("nsum8", "<i4"), ("nsum8_low", "<i4"), ("dsum", "<f4"), ("q", "i1", 32)])
@@ -18,13 +18,15 @@ assert BLOCK_Q8.itemsize == 48
 
 
 class Parts(NamedTuple):
-    """How to take a block apart with gguf-py alone: the bytes that make its scales, or its integers, one."""
+    """How to take a block apart by decoding alone: the bytes that make its scales, or its integers, one."""
 
     columns: int  # that share a scale
     d: int | None  # offset of the f16 that multiplies all
     dmin: int | None  # offset of the f16 that is added, or multiplies what is
-    scales: dict[int, bytes]  # offset -> bytes with which all scales are 1 when d is
-    ones: dict[int, bytes]  # offset -> bytes with which all integers are 1
+    scales: dict[int, bytes]  # offset -> bytes with which all scales are 1 when d is `one`
+    ones: dict[int, bytes]  # offset -> bytes with which all integers are 1; empty when there are none, and no zeros
+    keep: tuple[int, bytes] = (0, b"")  # offset, the bits there that are not of scales, where bytes have both
+    one: float = 1
 
 
 PARTS: dict[str, Parts] = {
@@ -41,6 +43,20 @@ PARTS: dict[str, Parts] = {
     "IQ4_NL": Parts(32, 0, None, {}, {2: b"\x88" * 16}),
     "IQ4_XS": Parts(32, 0, None, {2: b"\xaa" * 2 + b"\x11" * 4}, {8: b"\x88" * 128}),
     "MXFP4": Parts(32, None, None, {0: b"\x80"}, {1: b"\x11" * 16}),
+    "NVFP4": Parts(16, None, None, {0: b"\x40" * 4}, {4: b"\x11" * 32}),
+    "Q8_1": Parts(32, 0, None, {}, {4: b"\1" * 32}),
+    "Q8_K": Parts(32, None, None, {0: np.float32(1).tobytes()}, {4: b"\1" * 256}),
+    "Q1_0": Parts(32, 0, None, {}, {2: b"\xff" * 16}),
+    "Q2_0": Parts(32, 0, None, {}, {2: b"\xaa" * 16}),
+    "TQ1_0": Parts(32, 52, None, {}, {0: b"\xff" * 52}),
+    "TQ2_0": Parts(32, 64, None, {}, {0: b"\xaa" * 64}),
+    "IQ1_S": Parts(16, 0, None, {}, {}, (34, b"\xff\x8f" * 8), one=8),
+    "IQ1_M": Parts(16, None, None, {48: b"\0\0\0\0\0\x80\0\x40"}, {}),  # d is 8
+    "IQ2_XXS": Parts(16, 0, None, {}, {}, (2, (b"\xff" * 7 + b"\x0f") * 8), one=8),
+    "IQ2_XS": Parts(16, 0, None, {66: bytes(8)}, {}, one=8),
+    "IQ2_S": Parts(16, 0, None, {74: bytes(8)}, {}, one=8),
+    "IQ3_XXS": Parts(16, 0, None, {}, {}, (66, (b"\xff" * 3 + b"\x0f") * 8), one=4),
+    "IQ3_S": Parts(16, 0, None, {106: bytes(4)}, {}),
 }
 SCALED = ("Q2_K", "Q3_K")  # a group's scale is part of the integer dot product
 ONE, ZERO = np.float16(1).tobytes(), bytes(2)
@@ -92,14 +108,9 @@ def dequantized_activations(x: np.ndarray) -> np.ndarray:
     return (np.float64(blocks["d"])[:, :, None] * blocks["q"]).reshape(x.shape)
 
 
-def weights(blocks: np.ndarray, type_name: str) -> np.ndarray:
-    """(n_out, bytes of a row) uint8 -> (n_out, n_in) float32, by gguf-py."""
-    return dequantize(blocks, GGMLQuantizationType[type_name])
-
-
 def _blocks(rows: np.ndarray, type_name: str) -> np.ndarray:
     """(n_out, bytes of a row) -> (n_out, n_block, bytes of a block)."""
-    return rows.reshape(len(rows), -1, GGML_QUANT_SIZES[GGMLQuantizationType[type_name]][1])
+    return rows.reshape(len(rows), -1, block_bytes(type_name))
 
 
 def _with(blocks: np.ndarray, type_name: str, changes: dict[int | None, bytes]) -> np.ndarray:
@@ -111,14 +122,26 @@ def _with(blocks: np.ndarray, type_name: str, changes: dict[int | None, bytes]) 
     return weights(changed.reshape(len(blocks), -1), type_name).reshape(len(blocks), -1, PARTS[type_name].columns)
 
 
+def _without_scales(blocks: np.ndarray, type_name: str) -> np.ndarray:
+    """Rows whose scales that share bytes with other things have no bit set."""
+    changed = _blocks(blocks, type_name).copy()
+    at, bits = PARTS[type_name].keep
+    changed[:, :, at : at + len(bits)] &= np.frombuffer(bits, np.uint8)
+    return changed.reshape(len(blocks), -1)
+
+
 def take_apart(blocks: np.ndarray, type_name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """w = scale * integer + min of quantized rows, by gguf-py.
+    """w = scale * integer + min of quantized rows, by decoding.
 
     Scales (n_out, n_group) float32, integers (n_out, n_group, columns), mins (n_out, n_group) float32.
     """
     parts = PARTS[type_name]
-    integers = _with(blocks, type_name, {parts.d: ONE, parts.dmin: ZERO, **parts.scales})
-    scales = _with(blocks, type_name, {parts.dmin: ZERO, **parts.ones})[:, :, 0]
+    one = np.float16(parts.one).tobytes()
+    integers = _with(_without_scales(blocks, type_name), type_name, {parts.d: one, parts.dmin: ZERO, **parts.scales})
+    if parts.ones:
+        scales = _with(blocks, type_name, {parts.dmin: ZERO, **parts.ones})[:, :, 0]
+    else:
+        scales = _with(blocks, type_name, {})[:, :, 0] / integers[:, :, 0]  # exact: the weight is their product
     mins = np.zeros_like(scales)
     if parts.dmin is not None:
         mins = _with(blocks, type_name, {at: bytes(len(ones)) for at, ones in parts.ones.items()})[:, :, 0]

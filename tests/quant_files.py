@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from conftest import shared
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
-from gguf.quants import dequantize as gguf_dequantize
+from naive_blocks import weights
 
 from qllama.ggml import BY_NAME
 from qllama.quant import quantize
@@ -52,7 +52,7 @@ def dequantized_copy(path: Path, out: Path) -> Path:
     """Write at `out` the model of `path` with every tensor widened to F32 by gguf-py."""
     reader = GGUFReader(path)
     tensors = {
-        t.name: (gguf_dequantize(np.asarray(t.data), t.tensor_type).view(np.uint8), GGMLQuantizationType.F32)
+        t.name: (weights(np.asarray(t.data), t.tensor_type.name).view(np.uint8), GGMLQuantizationType.F32)
         for t in reader.tensors
     }
     return _write(reader, out, 0, tensors)

@@ -30,6 +30,8 @@ from qllama.simd import (
     lane_ids,
     load_bf16,
     load_bf16x16,
+    load_e4m3,
+    load_e4m3x16,
     load_e8m0,
     load_e8m0x16,
     load_f16,
@@ -41,6 +43,7 @@ from qllama.simd import (
     load_i8x64,
     load_i32,
     load_i32x16,
+    look_up,
     low_nibbles,
     max_lanes,
     maximum,
@@ -186,6 +189,13 @@ def from_e8m0(e, out):
         store_f32(out + 64 + 4 * i, load_e8m0(e + i))
 
 
+@op("u1*16", "f4*32")
+def from_e4m3(e, out):
+    store_f32x16(out, load_e4m3x16(e))
+    for i in range(16):
+        store_f32(out + 64 + 4 * i, load_e4m3(e + i))
+
+
 @op("f4*16", "u2*32")
 def to_half(x, out):
     store_f16x16(out, load_f32x16(x))
@@ -211,12 +221,17 @@ def fields(x, out):
     store_i8x64(out + 192, field(v, 1, 127))
 
 
-look_up = code_book([*range(-128, 128, 17)])
+known = code_book([*range(-128, 128, 17)])
 
 
 @op("u1*64", "i1*64")
 def codes(index, out):
-    store_i8x64(out, look_up(load_i8x64(index)))
+    store_i8x64(out, known(load_i8x64(index)))
+
+
+@op("u1*64 i1*64", "i1*64")
+def codes_of_a_book(index, book, out):
+    store_i8x64(out, look_up(load_i8x64(book), load_i8x64(index)))
 
 
 # Tiles of four tokens: token t's scalars are at t times the stride. A float tile is stored as it is, an integer one

@@ -12,12 +12,14 @@ import pytest
 from conftest import shared
 from logits_probe import BATCHES, THREADS, tokens
 from quant_files import quantized_model
+from rare_files import of_all_rare_types
 
 from qllama import cpu
 
 ISAS = [i.name for i in cpu.ISAS if cpu.supports(i)]
 FLOATS = ["stories260K-f32.gguf", "llama-gqa.gguf"]
 QUANTIZED = ["q256-Q8_0.gguf", "q256-Q4_0.gguf"]
+RARE = "rare.gguf"
 OTHERS = [
     f"books-5m-{t}.gguf" for t in ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS")
 ]
@@ -25,11 +27,13 @@ OTHERS = [
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Name -> file: F32, F16 with grouped heads, one model in Q8_0 and Q4_0 (output in Q6_K), one in other types."""
+    """Name -> file: F32, F16 with grouped heads, one model in Q8_0 and Q4_0 (output in Q6_K), one in other types, and
+    one in all the rare ones."""
     folder = tmp_path_factory.mktemp("models")
     paths = [shared("models/stories260K-f32.gguf"), shared("oracles/models/llama-gqa.gguf")]
     paths += [quantized_model("q256", t, folder / f"q256-{t}.gguf") for t in ("Q8_0", "Q4_0")]
     paths += [shared(f"models/{name}") for name in OTHERS]
+    paths.append(of_all_rare_types(folder / RARE)[0])
     return {p.name: p for p in paths}
 
 
@@ -51,7 +55,7 @@ def logits(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 def test_the_bits_of_logits_depend_on_nothing_but_the_model(logits):
     """Not on the ISA, nor on the number of threads, nor on how the prompt is cut into batches."""
     by_isa = {isa: json.loads((folder / "sha256.json").read_text()) for isa, folder in logits.items()}
-    for name in (*FLOATS, *QUANTIZED, *OTHERS):
+    for name in (*FLOATS, *QUANTIZED, *OTHERS, RARE):
         found = {f"{isa} {how}": sha for isa, files in by_isa.items() for how, sha in files[name].items()}
         assert len(found) == len(ISAS) * len(THREADS) * len(BATCHES)
         assert len(set(found.values())) == 1, (name, found)

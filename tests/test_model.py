@@ -76,6 +76,20 @@ def test_quantized_logits_are_as_close_as_those_of_llama_cpp(type_name: str, tmp
     assert nmse(ours, wanted) <= FURTHER[type_name] * nmse(native, wanted)
 
 
+def test_logits_of_one_bit_weights(tmp_path) -> None:
+    """llama.cpp does not expand Q1_0 for its own reference; the float path, which the next test is of, does."""
+    with np.load(shared("oracles/quant/quant.npz")) as file:
+        tokens, native = file["q256/tokens"], file["q256/Q1_0/logits_native"]
+    path = quantized_model("q256", "Q1_0", tmp_path / "q.gguf")
+    found = []
+    for file in (path, dequantized_copy(path, tmp_path / "f.gguf")):
+        m = Model(file, n_threads=2, kv_kind="f32")
+        found.append(m.forward(tokens, 0, 4))
+        m.close()
+    ours, wanted = found
+    assert nmse(ours, wanted) <= nmse(native, wanted)
+
+
 def test_logits_of_dequantized_weights(tmp_path) -> None:
     """Q4_0's own rounding apart, the float path agrees with llama.cpp to rounding."""
     with np.load(shared("oracles/quant/quant.npz")) as file:

@@ -124,6 +124,8 @@ def inputs() -> dict[str, list[np.ndarray]]:
         "low_bytes": [words], "signed_bytes": [np.resize(np.arange(-128, 128), 256)], "from_half": [np.arange(65536)],
         "from_bf16": [np.arange(65536)], "to_half": [halfway_cases()], "bits": list(anything),
         "fields": [anything[0]], "codes": [anything[0] % 16], "from_e8m0": [np.arange(256)],
+        "from_e4m3": [np.arange(128)],
+        "codes_of_a_book": [anything[0] % 16, np.tile((anything[1] - 128).reshape(-1, 64)[:, :16], 4)],
         "dot_small4": dot_operands(0, 127), "dot_8_4": dot_8, "integer_tiles": [n, n[::-1] // 2, d],
         "dot_16_4": dot_16_operands(),
         "scaled_tiles": [n, n[::-1] // 16, np.resize(np.arange(-128, 128), 2560), np.resize(small[0], 640),
@@ -222,6 +224,14 @@ def test_all_exponents_give_half_their_power_of_two(results):
     same(results["from_e8m0"], np.hstack([expected, expected]))
 
 
+def test_all_scales_of_e4m3_are_halved(results):
+    """The 15 normal exponents, and the 7 subnormal values; 0x7F is not a NaN here but the next in line."""
+    exponent, mantissa = np.divmod(np.arange(128), 8)
+    expected = np.where(exponent > 0, (8 + mantissa) * 2.0 ** (exponent - 11), mantissa * 2.0**-10)
+    expected = expected.astype(F32).reshape(-1, 16)
+    same(results["from_e4m3"], np.hstack([expected, expected]))
+
+
 def test_floats_are_narrowed_to_the_nearest_half(results):
     with np.errstate(over="ignore"):
         expected = np.clip(inputs()["to_half"][0], -65504, 65504).astype("<f2").reshape(-1, 16)
@@ -289,6 +299,11 @@ def test_bit_fields_of_bytes(results):
 
 def test_codes_are_looked_up(results):
     same(results["codes"], np.arange(-128, 128, 17, dtype="i1")[inputs()["codes"][0]])
+
+
+def test_codes_of_a_book_are_looked_up(results):
+    index, book = inputs()["codes_of_a_book"]
+    same(results["codes_of_a_book"], np.take_along_axis(book, index.reshape(-1, 64), axis=1).astype("i1"))
 
 
 def test_tiles(results):

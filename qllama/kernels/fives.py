@@ -37,13 +37,17 @@ def pack_fives(q, first, second, third, fourth):
 
 
 @function
-def _join(nibbles, fifths):
-    """The low nibbles of 8 bytes with the low 8 bits of `fifths`, which are spread to bit 4 of each byte."""
-    bits = fifths & 255
+def spread(bits):
+    """8 bits, each the lowest of a byte of an int64."""
     bits = (bits | (bits << 28)) & 0x0000000F0000000F
     bits = (bits | (bits << 14)) & 0x0003000300030003
-    bits = (bits | (bits << 7)) & ONES
-    return (nibbles & (15 * ONES)) | (bits << 4)
+    return (bits | (bits << 7)) & ONES
+
+
+@function
+def _join(nibbles, fifths):
+    """The low nibbles of 8 bytes with the low 8 bits of `fifths`, which are spread to bit 4 of each byte."""
+    return (nibbles & (15 * ONES)) | (spread(fifths & 255) << 4)
 
 
 @function

@@ -16,6 +16,7 @@ BLOCK_Q8 = 48
 
 POSITIONS = 256  # of a block of the KV cache, which is also the piece of the online softmax
 ATTENTION_ROWS = 16  # (token, head) rows that share one reading of a key-value head, unless a group has more
+GROWTH = 1.06  # of a type's bits per weight, what is more is said when a model is loaded
 MAX_TILE = 8  # the most tokens of a register tile on any ISA
 
 F32, Q8 = "f32", "q8"  # what a matmul reads: float32 rows or quantized blocks
@@ -23,16 +24,30 @@ F32, Q8 = "f32", "q8"  # what a matmul reads: float32 rows or quantized blocks
 
 @dataclass(frozen=True)
 class Layout:
-    """How one tensor type is packed. `kernels` is the module with `pack`, `matmul` and `lookup`."""
+    """How one tensor type is packed. `kernels` names its `matmul` and `lookup`, which other types may share."""
 
     type: GGMLType
     kernels: str
     activation: str
-    block: int  # columns of a packed block
+    block: int  # columns of a packed block; a block of the file is one or more of them
     nbytes: int  # of a packed block of one panel
+
+    @property
+    def pack(self) -> str:
+        """The kernel that packs."""
+        return f"{self.type.name.lower()}.pack"
+
+    @property
+    def bits(self) -> float:
+        """Bits per weight in memory."""
+        return 8 * self.nbytes / (PANEL * self.block)
 
     def panels(self, n_out: int) -> int:
         return -(-n_out // PANEL)
+
+    def file_blocks(self, n_in: int) -> int:
+        """Blocks of a row in the file."""
+        return n_in // self.type.block
 
     def panel_bytes(self, n_in: int) -> int:
         return n_in // self.block * self.nbytes
@@ -46,6 +61,21 @@ def _layout(name: str, activation: str, more: int = 0) -> Layout:
     """`more`: bytes that a row's block takes packed above those of the file."""
     t = BY_NAME[name]
     return Layout(t, name.lower(), activation, t.block, PANEL * (t.nbytes + more))
+
+
+def _shared(name: str, kernels: str, block: int, nbytes: int) -> Layout:
+    """A layout that several types share: `nbytes` of a panel's block of `block` columns."""
+    return Layout(BY_NAME[name], kernels, Q8, block, nbytes)
+
+
+def _books(name: str) -> Layout:
+    """4-bit codes of a book of 16 values, a float32 per 256 and a byte per 16 columns. See kernels/books.py."""
+    return _shared(name, "books", 256, 64 + PANEL * (4 + 16 + 128))
+
+
+def _twos(name: str) -> Layout:
+    """2 bits for -1 .. 2, an f16 scale per 64 columns. See kernels/twos.py."""
+    return _shared(name, "twos", 64, PANEL * (2 + 16))
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -62,9 +92,23 @@ LAYOUTS: dict[str, Layout] = {
     "Q5_K": _layout("Q5_K", Q8, more=4),
     "Q6_K": _layout("Q6_K", Q8),
     "Q8_0": _layout("Q8_0", Q8),
+    "Q8_1": _shared("Q8_1", "q8_0", 32, PANEL * BY_NAME["Q8_0"].nbytes),
+    "Q8_K": _shared("Q8_K", "q8_k", 256, PANEL * (4 + 256)),
+    "IQ1_S": _books("IQ1_S"),
+    "IQ1_M": _books("IQ1_M"),
+    "IQ2_XXS": _books("IQ2_XXS"),
+    "IQ2_XS": _books("IQ2_XS"),
+    "IQ2_S": _books("IQ2_S"),
+    "IQ3_XXS": _books("IQ3_XXS"),
+    "IQ3_S": _books("IQ3_S"),
     "IQ4_NL": _layout("IQ4_NL", Q8),
     "IQ4_XS": _layout("IQ4_XS", Q8, more=2),
     "MXFP4": _layout("MXFP4", Q8),
+    "NVFP4": _layout("NVFP4", Q8),
+    "Q1_0": _twos("Q1_0"),
+    "Q2_0": _twos("Q2_0"),
+    "TQ1_0": _twos("TQ1_0"),
+    "TQ2_0": _twos("TQ2_0"),
 }
 
 

@@ -41,13 +41,24 @@ def layout_kernels(name: str, tokens: int, times: Any, pack_block: Any, unpack_r
     """Register `pack`, `matmul` and `lookup` of the layout `name`.
 
     `times(zero, w, x, ld_x, out, ld_out, n_block, add)`: one panel times the tokens of a tile (`zero` gives its type);
-    `pack_block(src, dst, r)`: a block of the file into row r of a packed block, which is all zero before;
+    `pack_block(src, dst, r)`: a block of the file into row r of as many packed blocks, which are all zero before;
     `unpack_row(w, r, out, n_block)`: row r of a panel to float32.
     """
+    pack_kernel(name, pack_block)
+    product_kernels(name, tokens, times, unpack_row)
+
+
+def product_kernels(name: str, tokens: int, times: Any, unpack_row: Any) -> None:
+    """Register `matmul` and `lookup` of the layout that `name`, and perhaps other types, are packed in."""
     layout = LAYOUTS[name]
-    register(f"{layout.kernels}.pack", _pack(pack_block, layout.type.nbytes, layout.nbytes))
     register(f"{layout.kernels}.matmul", _matmul(times, tokens, layout.nbytes))
     register(f"{layout.kernels}.lookup", _lookup(unpack_row, layout.nbytes))
+
+
+def pack_kernel(name: str, pack_block: Any) -> None:
+    """Register `pack` of the type `name`."""
+    layout = LAYOUTS[name]
+    register(layout.pack, _pack(pack_block, layout.type.nbytes, layout.nbytes * layout.type.block // layout.block))
 
 
 def _pack(pack_block: Any, file_bytes: int, packed_bytes: int) -> Callable[..., Any]:
@@ -114,4 +125,4 @@ def _lookup(unpack_row: Any, packed_bytes: int) -> Callable[..., Any]:
     return lookup
 
 
-__all__ = ["ask_ahead", "finish", "function", "layout_kernels"]
+__all__ = ["ask_ahead", "finish", "function", "layout_kernels", "pack_kernel", "product_kernels"]

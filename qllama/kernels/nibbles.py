@@ -20,6 +20,15 @@ def pack_nibbles(src, q):
 
 
 @function
+def pack_codes(q, first, second, third, fourth):
+    """One row: its columns by eights, in the bytes of int64."""
+    for k, low, high in ((0, first, third), (1, second, fourth)):
+        both = low | (high << 4)
+        store_i32(q + 128 * k, np.int32(both))
+        store_i32(q + 128 * k + 64, np.int32(both >> 32))
+
+
+@function
 def nibble(q, c):
     """Column c of one row, int32."""
     byte = np.int32(load_u8(q + c % 16 // 4 * 64 + c % 4))

@@ -1,4 +1,4 @@
-"""Q8_0: w = d * q, blocks of 32.
+"""Q8_0, and Q8_1 in its layout: w = d * q, blocks of 32.
 
 Packed block: for each half of 16 rows, 16 scales f16, then 8 vectors of 64 bytes; byte 4r+i of vector j has column 4j+i
 of row r, plus the target's BIAS8.
@@ -7,7 +7,7 @@ of row r, plus the target's BIAS8.
 import numpy as np
 
 from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS
-from qllama.kernels.matmul import ask_ahead, finish, function, layout_kernels
+from qllama.kernels.matmul import ask_ahead, finish, function, layout_kernels, pack_kernel
 from qllama.kernels.tiles import TILE
 from qllama.simd import (
     BIAS8,
@@ -27,7 +27,7 @@ from qllama.simd import (
 )
 
 HALF = 16 * 2 + 8 * 64
-assert LAYOUTS["Q8_0"].nbytes == 2 * HALF
+assert LAYOUTS["Q8_0"].nbytes == LAYOUTS["Q8_1"].nbytes == 2 * HALF
 assert BIAS8 in (0, 128)
 FLIP = np.int32(np.array([BIAS8] * 4, "<u1").view("<i4")[0])  # adds the bias to four bytes: an exclusive or
 SHIFT = np.int32(4 if BIAS8 else 31)  # -8 * sum to -BIAS8 * sum; a shift by 31 of a multiple of 8 leaves zero
@@ -52,12 +52,23 @@ def times(zero, w, x, ld_x, out, ld_out, n_block, add):
 
 
 @function
-def pack_block(src, dst, r):
+def _pack_row(d, q, dst, r):
+    """From where the f16 and the bytes are."""
     dst += r // 16 * HALF
     lane = r % 16
-    store_u16(dst + 2 * lane, load_u16(src))
+    store_u16(dst + 2 * lane, load_u16(d))
     for j in range(8):
-        store_i32(dst + 32 + 64 * j + 4 * lane, load_i32(src + 2 + 4 * j) ^ FLIP)
+        store_i32(dst + 32 + 64 * j + 4 * lane, load_i32(q + 4 * j) ^ FLIP)
+
+
+@function
+def pack_block(src, dst, r):
+    _pack_row(src, src + 2, dst, r)
+
+
+@function
+def pack_q8_1(src, dst, r):
+    _pack_row(src, src + 4, dst, r)
 
 
 @function
@@ -74,3 +85,4 @@ def unpack_row(w, r, out, n_block):
 
 
 layout_kernels("Q8_0", TILE, times, pack_block, unpack_row)
+pack_kernel("Q8_1", pack_q8_1)

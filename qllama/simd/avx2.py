@@ -75,11 +75,11 @@ class AVX2(Generic):
         return b.add(acc, by_halves(b, pairs, x, twice))
 
     @staticmethod
-    def lookup16(b: ir.IRBuilder, table: list[int], index: ir.Value) -> ir.Value:
-        def shuffle(b: ir.IRBuilder, half: ir.Value) -> ir.Value:
-            return call(b, "llvm.x86.avx2.pshuf.b", I8x32, ir.Constant(I8x32, table * 2), half)
+    def lookup16(b: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
+        def shuffle(b: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
+            return call(b, "llvm.x86.avx2.pshuf.b", I8x32, table, index)
 
-        return by_halves(b, shuffle, index)
+        return by_halves(b, shuffle, table, index)
 
     @staticmethod
     def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:

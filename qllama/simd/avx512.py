@@ -27,5 +27,5 @@ class AVX512(AVX2):
         return b.add(acc, call(b, "llvm.x86.avx512.pmaddw.d.512", acc.type, x, y))
 
     @staticmethod
-    def lookup16(b: ir.IRBuilder, table: list[int], index: ir.Value) -> ir.Value:
-        return call(b, "llvm.x86.avx512.pshuf.b.512", index.type, ir.Constant(index.type, table * 4), index)
+    def lookup16(b: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
+        return call(b, "llvm.x86.avx512.pshuf.b.512", index.type, table, index)

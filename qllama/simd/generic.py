@@ -42,9 +42,13 @@ class Generic:
         return b.add(acc, b.mul(x, y))
 
     @staticmethod
-    def lookup16(b: ir.IRBuilder, table: list[int], index: ir.Value) -> ir.Value:
-        """table[index[i]] for 64 indices 0..15: each bit of the index halves what is left of the table."""
-        left, zero = [const("i8", 64, value) for value in table], const("i8", 64, 0)
+    def lookup16(b: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
+        """table[index[i]] for 64 indices 0..15: each bit of the index halves what is left of the table.
+
+        `table` is 16 bytes four times over, for the machines that look up within 128 bits.
+        """
+        zero = const("i8", 64, 0)
+        left = [splat(b, b.extract_element(table, ir.Constant(LANE["i32"], k)), 64) for k in range(16)]
         for bit in (1, 2, 4, 8):
             odd = b.icmp_signed("!=", b.and_(index, const("i8", 64, bit)), zero)
             left = [b.select(odd, y, x) for x, y in zip(left[::2], left[1::2], strict=True)]

@@ -157,6 +157,24 @@ def load_e8m0(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
     return b.extract_element(_half_e8m0(b, splat(b, e, 16)), ir.Constant(I32, 0))
 
 
+def _half_e4m3(b: ir.IRBuilder, e: ir.Value) -> ir.Value:
+    """Half of an unsigned E4M3: as the top of a float32 it is too small by a power of two, subnormal or not."""
+    return b.fmul(b.bitcast(b.shl(e, const("i32", 16, 20)), F32x16), const("f32", 16, 2.0**119))
+
+
+@primitive(f32x16, addr)
+def load_e4m3x16(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """16 scales (bytes of E4M3 without a sign; there is no NaN) at `a`, halved."""
+    v = b.load(pointer(b, a, vector("i8", 16)), align=1)
+    return _half_e4m3(b, b.zext(v, I32x16))
+
+
+@primitive(f32, addr)
+def load_e4m3(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    e = b.zext(b.load(pointer(b, a, LANE["i8"]), align=1), I32)
+    return b.extract_element(_half_e4m3(b, splat(b, e, 16)), ir.Constant(I32, 0))
+
+
 @primitive(f32x16, f32)
 def splat_f32(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     return splat(b, x, 16)
@@ -277,12 +295,18 @@ def field(b: ir.IRBuilder, v: ir.Value, n: ir.Value, mask: ir.Value) -> ir.Value
 
 def code_book(table: list[int]) -> Any:
     """A primitive that looks up 64 indices 0..15 in `table`, 16 integers of 8 bits."""
-    table = [value % 256 for value in table]
+    bytes_ = ir.Constant(vector("i8", 64), [value % 256 for value in table] * 4)
 
     def lookup(b: ir.IRBuilder, index: ir.Value) -> ir.Value:
-        return target.lookup16(b, table, index)
+        return target.lookup16(b, bytes_, index)
 
     return primitive(i8x64, i8x64)(lookup)
+
+
+@primitive(i8x64, i8x64, i8x64)
+def look_up(b: ir.IRBuilder, book: ir.Value, index: ir.Value) -> ir.Value:
+    """The same in a book that is not known before: its 16 bytes, four times over."""
+    return target.lookup16(b, book, index)
 
 
 @primitive(i8x64, i8x64, i8x64)
