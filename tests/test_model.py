@@ -208,7 +208,7 @@ def test_support_is_told_for_every_oracle() -> None:
 
 
 def test_warm_up_lists_what_a_file_needs() -> None:
-    names = [name for name, _ in warm_up(shared("models/stories260K-f32.gguf"))]
+    names = [kernel.name for kernel in warm_up(shared("models/stories260K-f32.gguf"))]
     assert "f32.matmul" in names and "q8_0.matmul" not in names
 
 
@@ -220,7 +220,7 @@ def test_warm_up_without_a_file_compiles_every_kernel_there_is() -> None:
         "print(*jit._kernels)"
     )
     every = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    warm = {name for kind in ("f16", "f32") for name, _ in warm_up(None, kind)}
+    warm = {kernel.name for kind in ("f16", "f32") for kernel in warm_up(None, kind)}
     assert warm == {name for name in every if not name.startswith("peak.")}
 
 
