@@ -9,6 +9,7 @@ kernel cannot be used. This is the only place that knows compile options.
 import ctypes
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import json
 import logging
@@ -34,6 +35,9 @@ log = logging.getLogger("qllama")
 
 # What changes from step to step; every other parameter of a kernel is fixed when the plan is bound.
 STEP = ("n_tokens", "n_past", "n_out", "tokens", "kv_blocks")
+
+# Where kernels come from: an inference engine's, and those of `qllama.quant`, whose names begin with "encode.".
+KERNELS, ENCODERS = "qllama.kernels", "qllama.quant.encoders"
 
 # Kernels whose module is not the first part of their name.
 MODULES = {
@@ -164,7 +168,7 @@ def compile_kernel(name: str) -> Code:
 
     start = time.perf_counter()
     module = name.partition(".")[0]
-    importlib.import_module(f"qllama.kernels.{MODULES.get(module, module)}")
+    importlib.import_module(ENCODERS if module == "encode" else f"{KERNELS}.{MODULES.get(module, module)}")
     f = _kernels[name]
     options: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     compiled: Any = numba.njit("int64(int64, int64, int64, int64)", **options)(_entry(f))
@@ -249,16 +253,18 @@ def _compile_all(names: list[str]) -> Generator[Code, None, None]:
 
 
 @cache
-def cache_key() -> str:
-    """Of all that decides what the machine code is."""
+def cache_key(package: str = KERNELS) -> str:
+    """Of all that decides what the machine code of a package's kernels is."""
     key = hashlib.sha256()
     here = Path(__file__).resolve().parent
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations
     for path in [
         here / "jit.py",
         here / "ggml.py",  # kernels import its sizes
         here / "grids.py",
         *sorted((here / "simd").glob("*.py")),
-        *sorted((here / "kernels").glob("*.py")),
+        *sorted(Path(spec.submodule_search_locations[0]).glob("*.py")),
     ]:
         key.update(path.name.encode() + b"\0" + path.read_bytes())
     parts = [
@@ -272,11 +278,11 @@ def cache_key() -> str:
 
 
 @cache
-def cache_folder() -> Path | None:
+def cache_folder(package: str = KERNELS) -> Path | None:
     """The folder of this target's kernels, made when needed; None (with a warning) when there is nowhere to write."""
     reasons = []
     for root in cpu.cache_roots():
-        folder = root / "kernels" / cache_key()
+        folder = root / "kernels" / cache_key(package)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not cpu.is_private(folder):
@@ -291,8 +297,12 @@ def cache_folder() -> Path | None:
     return None
 
 
+def _folder(name: str) -> Path | None:
+    return cache_folder(ENCODERS if name.startswith("encode.") else KERNELS)
+
+
 def _cached(name: str) -> Code | None:
-    folder = cache_folder()
+    folder = _folder(name)
     if folder is None:
         return None
     try:
@@ -310,7 +320,7 @@ def _cached(name: str) -> Code | None:
 
 def _keep(code: Code) -> bool:
     """Put `code` into the cache by an atomic rename; False, with one warning, when it cannot be written."""
-    folder = cache_folder()
+    folder = _folder(code.name)
     if folder is None:
         return True
     temporary = folder / f"{code.name}.{os.getpid()}.tmp"

@@ -4,7 +4,7 @@ A format is one file with its block's layout, `decode` and, where it can be writ
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from qllama.quant import (
     iq4_nl,
     iq4_xs,
     mxfp4,
+    native,
     nvfp4,
     q1_0,
     q2_0,
@@ -54,25 +55,27 @@ class Format(NamedTuple):
     """(n_blocks,) of `block` -> (n_blocks, block length) float32."""
     encode: Callable[[np.ndarray], np.ndarray] | None = None
     """(n_blocks, block length) float32 -> (n_blocks,) of `block`; overflow decodes to NaN or infinity."""
+    compiled: bool = False
+    """Encoded by a kernel instead (`encoders/`), which heeds importance."""
 
 
 FORMATS: dict[str, Format] = {
     "F32": Format(floats.BLOCK_F32, floats.decode_f32, floats.encode_f32),
     "F16": Format(floats.BLOCK_F16, floats.decode_f16, floats.encode_f16),
     "BF16": Format(floats.BLOCK_BF16, floats.decode_bf16, floats.encode_bf16),
-    "Q4_0": Format(q4_0.BLOCK_Q4_0, q4_0.decode, q4_0.encode),
-    "Q4_1": Format(q4_1.BLOCK_Q4_1, q4_1.decode, q4_1.encode),
-    "Q5_0": Format(q5_0.BLOCK_Q5_0, q5_0.decode, q5_0.encode),
-    "Q5_1": Format(q5_1.BLOCK_Q5_1, q5_1.decode, q5_1.encode),
-    "Q8_0": Format(q8_0.BLOCK_Q8_0, q8_0.decode, q8_0.encode),
+    "Q4_0": Format(q4_0.BLOCK_Q4_0, q4_0.decode, compiled=True),
+    "Q4_1": Format(q4_1.BLOCK_Q4_1, q4_1.decode, compiled=True),
+    "Q5_0": Format(q5_0.BLOCK_Q5_0, q5_0.decode, compiled=True),
+    "Q5_1": Format(q5_1.BLOCK_Q5_1, q5_1.decode, compiled=True),
+    "Q8_0": Format(q8_0.BLOCK_Q8_0, q8_0.decode, compiled=True),
     "Q8_1": Format(q8_1.BLOCK_Q8_1, q8_1.decode),
     "Q1_0": Format(q1_0.BLOCK_Q1_0, q1_0.decode, q1_0.encode),
     "Q2_0": Format(q2_0.BLOCK_Q2_0, q2_0.decode, q2_0.encode),
-    "Q2_K": Format(q2_k.BLOCK_Q2_K, q2_k.decode),
-    "Q3_K": Format(q3_k.BLOCK_Q3_K, q3_k.decode),
-    "Q4_K": Format(q4_k.BLOCK_Q4_K, q4_k.decode),
-    "Q5_K": Format(q5_k.BLOCK_Q5_K, q5_k.decode),
-    "Q6_K": Format(q6_k.BLOCK_Q6_K, q6_k.decode, q6_k.encode),
+    "Q2_K": Format(q2_k.BLOCK_Q2_K, q2_k.decode, compiled=True),
+    "Q3_K": Format(q3_k.BLOCK_Q3_K, q3_k.decode, compiled=True),
+    "Q4_K": Format(q4_k.BLOCK_Q4_K, q4_k.decode, compiled=True),
+    "Q5_K": Format(q5_k.BLOCK_Q5_K, q5_k.decode, compiled=True),
+    "Q6_K": Format(q6_k.BLOCK_Q6_K, q6_k.decode, compiled=True),
     "Q8_K": Format(q8_k.BLOCK_Q8_K, q8_k.decode),
     "IQ1_S": Format(iq1_s.BLOCK_IQ1_S, iq1_s.decode),
     "IQ1_M": Format(iq1_m.BLOCK_IQ1_M, iq1_m.decode),
@@ -81,8 +84,8 @@ FORMATS: dict[str, Format] = {
     "IQ2_S": Format(iq2_s.BLOCK_IQ2_S, iq2_s.decode),
     "IQ3_XXS": Format(iq3_xxs.BLOCK_IQ3_XXS, iq3_xxs.decode),
     "IQ3_S": Format(iq3_s.BLOCK_IQ3_S, iq3_s.decode),
-    "IQ4_NL": Format(iq4_nl.BLOCK_IQ4_NL, iq4_nl.decode),
-    "IQ4_XS": Format(iq4_xs.BLOCK_IQ4_XS, iq4_xs.decode),
+    "IQ4_NL": Format(iq4_nl.BLOCK_IQ4_NL, iq4_nl.decode, compiled=True),
+    "IQ4_XS": Format(iq4_xs.BLOCK_IQ4_XS, iq4_xs.decode, compiled=True),
     "TQ1_0": Format(tq1_0.BLOCK_TQ1_0, tq1_0.decode, tq1_0.encode),
     "TQ2_0": Format(tq2_0.BLOCK_TQ2_0, tq2_0.decode, tq2_0.encode),
     "MXFP4": Format(mxfp4.BLOCK_MXFP4, mxfp4.decode, mxfp4.encode),
@@ -93,6 +96,7 @@ FORMATS: dict[str, Format] = {
 NEEDS_IMPORTANCE = ("IQ1_S", "IQ2_XXS", "IQ2_XS")
 
 PIECE = 1 << 18  # values encoded at a time: the temporaries stay in cache, and small beside a large tensor
+LARGEST = np.float32(2.0**32)  # above what any 16-bit scale can stand for
 
 
 def dequantize(blocks: np.ndarray | bytes, type_name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -126,47 +130,83 @@ def quantize(
 ) -> np.ndarray:
     """The blocks of `array` (rows, n), as (rows, bytes of a row) uint8: the same for any number of threads.
 
-    `array` is float32, float16, or the bits of bfloat16 as uint16. `importance` (n,) float32 weighs the squared
-    errors of the columns, for the formats that have a choice; one that is needed is refused when missing (see
-    NEEDS_IMPORTANCE). `out` (rows, bytes of a row) uint8 takes the blocks when given, and is what is returned.
-    `n_threads` is the processors of this process by default; `first_row` is added to the row that an error names.
+    `array` is float32, float16, or the bits of bfloat16 as uint16. `importance` (n,) weighs the squared errors of the
+    columns, in the formats whose encoder has a choice; see NEEDS_IMPORTANCE. `out` (rows, bytes of a row) uint8 takes
+    the blocks when given, and is what is returned. `n_threads` is the processors of this process by default;
+    `first_row` is added to the row that an error names.
     Raises InputError for a type that is not implemented or only decoded, for rows that are not whole blocks, for
     importance that does not fit, and, naming the row, for values that are not finite or too large for the format.
     """
     form = _format(type_name)
-    if form.encode is None:
-        able = ", ".join(name for name, f in FORMATS.items() if f.encode)
+    if form.encode is None and not form.compiled:
+        able = ", ".join(name for name, f in FORMATS.items() if f.encode or f.compiled)
         raise InputError(f"quantizing to {type_name} is not implemented; implemented: {able}")
-    if importance is not None:
-        raise InputError(f"{type_name}: quantizing with an importance matrix is not implemented")
     array = _rows(array, type_name)
     n_rows, n = array.shape
+    importance = _importance(importance, type_name, n)
     out = _room(out, type_name, n_rows, n)
+    if form.compiled:
+        native.prepare([type_name])
     step = max(1, PIECE // n)
-    starts = range(0, n_rows, step)
 
     def encode(start: int) -> None:
-        _encode(array[start : start + step], type_name, out[start : start + step], first_row + start)
+        rows, room = np.ascontiguousarray(array[start : start + step]), out[start : start + step]
+        if form.compiled:
+            _encode_compiled(rows, type_name, importance, room, first_row + start)
+        else:
+            _encode(rows, type_name, room, first_row + start)
 
-    if len(starts) < 2:
-        list(map(encode, starts))
-    else:
-        with ThreadPoolExecutor(n_threads or cpu.default_threads()) as pool:
-            list(pool.map(encode, starts))
+    in_threads(encode, range(0, n_rows, step), n_threads or cpu.default_threads())
     return out
 
 
+def prepare(type_names: Iterable[str], progress: Callable[[int, int], None] | None = None) -> None:
+    """Compile what `quantize` to these types needs, once; `progress(done, total)` is called meanwhile."""
+    native.prepare([name for name in type_names if _format(name).compiled], progress)
+
+
+def in_threads(work: Callable[[int], None], starts: range, n_threads: int) -> None:
+    """`work(start)` for each of `starts`, the first error of which is raised."""
+    if len(starts) < 2 or n_threads == 1:
+        for start in starts:
+            work(start)
+        return
+    with ThreadPoolExecutor(min(n_threads, len(starts))) as pool:
+        try:
+            list(pool.map(work, starts))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 def _encode(rows: np.ndarray, type_name: str, out: np.ndarray, first: int) -> None:
-    """Encode a piece of the rows; `first` is the number of its first row."""
-    form, length = FORMATS[type_name], BY_NAME[type_name].block
+    """Encode a piece of the rows with NumPy; `first` is the number of its first row."""
+    form = FORMATS[type_name]
     assert form.encode is not None
     values = widen(rows)
     _check_finite(values, first, f"{type_name}: NaN or infinity")
     with np.errstate(all="ignore"):  # what overflows or divides by zero is found in the blocks it leaves
-        blocks = form.encode(values.reshape(-1, length))
+        blocks = form.encode(values.reshape(-1, BY_NAME[type_name].block))
         decoded = form.decode(blocks)
     _check_finite(decoded.reshape(values.shape), first, f"a value too large for {type_name}")
     out[:] = blocks.view(np.uint8).reshape(out.shape)
+
+
+def _encode_compiled(
+    rows: np.ndarray, type_name: str, importance: np.ndarray | None, out: np.ndarray, first: int
+) -> None:
+    """Encode a piece of the rows with a kernel. Values so large that its sums could overflow fit no format."""
+    block = FORMATS[type_name].block
+    largest = native.encode(rows, type_name, BY_NAME[type_name].block, importance, out)
+    if not largest <= LARGEST:
+        values = widen(rows)
+        _check_finite(values, first, f"{type_name}: NaN or infinity")
+        _check_finite(np.where(np.abs(values) > LARGEST, np.inf, values), first, f"a value too large for {type_name}")
+    assert block.names is not None
+    for name in block.names:
+        if block[name] == np.float16:  # a scale
+            scales = out.view(block)[name]
+            _check_finite(scales.reshape(len(rows), -1), first, f"a value too large for {type_name}")
 
 
 def widen(array: np.ndarray) -> np.ndarray:
@@ -184,13 +224,27 @@ def _format(type_name: str) -> Format:
 
 
 def _rows(array: np.ndarray, type_name: str) -> np.ndarray:
-    if array.dtype not in (np.float32, np.float16, np.uint16) or array.ndim != 2:
+    if array.dtype not in native.KINDS or array.ndim != 2:
         wanted = "float32, float16 or bfloat16 (as uint16)"
         raise InputError(f"{type_name}: {array.ndim}-dimensional {array.dtype}, needed rows of {wanted}")
     n, length = array.shape[1], BY_NAME[type_name].block
     if n == 0 or n % length:
         raise InputError(f"{type_name}: rows of {n} values, needed a multiple of {length}")
     return array
+
+
+def _importance(importance: np.ndarray | None, type_name: str, n: int) -> np.ndarray | None:
+    if importance is None:
+        if type_name in NEEDS_IMPORTANCE:
+            raise InputError(f"quantizing to {type_name} needs an importance matrix")
+        return None
+    importance = np.ascontiguousarray(importance, np.float32)
+    if importance.shape != (n,):
+        raise InputError(f"{type_name}: importance of shape {importance.shape}, needed ({n},)")
+    bad = np.flatnonzero(~((importance >= 0) & np.isfinite(importance)))
+    if bad.size:
+        raise InputError(f"{type_name}: importance {importance[bad[0]]} of column {bad[0]}, needed 0 or more")
+    return importance
 
 
 def _room(out: np.ndarray | None, type_name: str, n_rows: int, n: int) -> np.ndarray:

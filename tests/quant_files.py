@@ -30,11 +30,22 @@ def source(kind: str) -> dict[str, np.ndarray]:
     return {t.name: np.asarray(t.data).astype(np.float32) for t in tensors}
 
 
-def encoded(kind: str, tensor: str, type_name: str) -> np.ndarray:
-    """The blocks of a source's tensor, uint8, (..., bytes of a row)."""
+@cache
+def importance(kind: str) -> dict[str, np.ndarray]:
+    """The importance matrix of a recorded source: tensor -> (n_expert or 1, n) float32."""
+    tensors = {t.name: t.data for t in GGUFReader(shared(f"oracles/quant/{kind}.imatrix.gguf")).tensors}
+    names = [name.removesuffix(".counts") for name in tensors if name.endswith(".counts")]
+    return {name: tensors[f"{name}.in_sum2"] / tensors[f"{name}.counts"].reshape(-1, 1) for name in names}
+
+
+def encoded(kind: str, tensor: str, type_name: str, weighted: bool = False) -> np.ndarray:
+    """The blocks of a source's tensor, uint8, (..., bytes of a row); `weighted` by its importance matrix, if any."""
     values = source(kind)[tensor]
-    blocks = quantize(values.reshape(-1, values.shape[-1]), type_name)
-    return blocks.reshape(*values.shape[:-1], -1)
+    matrices = values.reshape(-1, *values.shape[-2:]) if values.ndim > 1 else values.reshape(1, 1, -1)
+    weights = importance(kind).get(tensor, [None]) if weighted else [None]
+    weights = [weights[i * len(weights) // len(matrices)] for i in range(len(matrices))]
+    blocks = [quantize(m, type_name, w) for m, w in zip(matrices, weights, strict=True)]
+    return np.stack(blocks).reshape(*values.shape[:-1], -1)
 
 
 def quantized_model(kind: str, type_name: str, out: Path) -> Path:

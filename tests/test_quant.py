@@ -5,17 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import shared
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import quantize as gguf_quantize
 from naive_blocks import weights as naive_weights
 from quant_files import dequantized_copy, encoded, quantized_model, recorded
 
+from qllama import jit
 from qllama.errors import InputError
 from qllama.ggml import BY_NAME
-from qllama.quant import FORMATS, PIECE, dequantize, quantize
+from qllama.quant import FORMATS, PIECE, dequantize, prepare, quantize
 
 WRITTEN_BY_GGUF_PY = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"]
-ENCODED = [name for name, form in FORMATS.items() if form.encode]
+ENCODED = [name for name, form in FORMATS.items() if form.encode or form.compiled]
 
 
 def weights(rows: int = 6, n: int = 1024) -> np.ndarray:
@@ -41,13 +43,12 @@ def random_blocks(name: str, n_blocks: int = 300) -> np.ndarray:
     return blocks.view(np.uint8).reshape(n_blocks, -1)
 
 
-def written_by_llama_quantize(name: str) -> dict[tuple[str, str], str]:
-    """(source, tensor) -> sha256, of all recorded tensors of one type that no importance matrix went into."""
+def written_by_llama_quantize(name: str) -> dict[tuple[str, str, bool], str]:
+    """(source, tensor, whether an importance matrix went into it) -> sha256, of all recorded tensors of one type."""
     return {
-        (kind, t["name"]): t["sha256"]
+        (kind, t["name"], file_type.endswith("+imatrix")): t["sha256"]
         for kind, files in recorded().items()
         for file_type, file in files["files"].items()
-        if not file_type.endswith("+imatrix")
         for t in file.get("tensors", [])  # none where llama-quantize refused
         if t["type"] == name
     }
@@ -111,9 +112,25 @@ def test_encode_equals_gguf_py(name):
 @pytest.mark.parametrize("name", ENCODED)
 def test_encode_equals_llama_quantize(name):
     expected = written_by_llama_quantize(name)
-    got = {key: hashlib.sha256(encoded(*key, name).tobytes()).hexdigest() for key in expected}
+    got = {
+        (kind, tensor, weighted): hashlib.sha256(encoded(kind, tensor, name, weighted).tobytes()).hexdigest()
+        for kind, tensor, weighted in expected
+    }
     assert expected
     assert got == expected
+
+
+TRAINED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS")
+
+
+@pytest.mark.parametrize("file", TRAINED)
+def test_encode_equals_llama_quantize_on_a_trained_model(file):
+    values = {t.name: np.asarray(t.data) for t in GGUFReader(shared("models/books-5m-f16.gguf")).tensors}
+    for tensor in GGUFReader(shared(f"models/books-5m-{file}.gguf")).tensors:
+        name = tensor.tensor_type.name
+        if name not in ("F32", "F16"):
+            got = quantize(values[tensor.name], name)
+            assert np.array_equal(got, tensor.data.view(np.uint8).reshape(got.shape)), (tensor.name, name)
 
 
 @pytest.mark.parametrize("name", ENCODED)
@@ -302,9 +319,50 @@ def test_formats_that_are_only_decoded_are_refused_by_name(name):
         quantize(weights(), name)
 
 
-def test_an_importance_matrix_is_refused():
-    with pytest.raises(InputError, match="Q4_0: quantizing with an importance matrix is not"):
-        quantize(weights(), "Q4_0", importance=np.ones(1024, np.float32))
+@pytest.mark.parametrize(
+    ("importance", "reason"),
+    [
+        (np.ones(1023), r"of shape \(1023,\), needed \(1024,\)"),
+        (np.append(np.ones(1023), -1), "-1.0 of column 1023, needed 0 or more"),
+        (np.append(np.nan, np.ones(1023)), "nan of column 0, needed 0 or more"),
+        (np.append(np.inf, np.ones(1023)), "inf of column 0, needed 0 or more"),
+    ],
+)
+def test_importance_that_does_not_fit_is_refused(importance, reason):
+    with pytest.raises(InputError, match=f"^Q4_0: importance {reason}$"):
+        quantize(weights(), "Q4_0", importance)
+
+
+@pytest.mark.parametrize("name", ["F16", "Q8_0", "MXFP4"])
+def test_formats_without_a_choice_do_not_heed_importance(name):
+    assert np.array_equal(quantize(weights(), name, np.arange(1024)), quantize(weights(), name))
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q5_1", "Q6_K", "IQ4_XS"])
+def test_a_column_without_importance_may_have_any_error(name):
+    """The rest is then approximated better, or as well."""
+    x, importance = weights(4, 512), np.ones(512, np.float32)
+    importance[::2] = 0
+
+    def error(w):
+        d = dequantize(quantize(x, name, w), name, x.shape).astype(np.float64) - x
+        return (d**2)[:, 1::2].sum()
+
+    assert error(importance) < error(np.ones(512, np.float32))
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.compiled])
+@pytest.mark.parametrize("rows", [1, 3, 17])
+def test_blocks_that_do_not_fill_the_lanes(name, rows):
+    x = weights(17, 768)
+    w = np.random.default_rng(2).random(768) if name.startswith("Q5") else None
+    assert np.array_equal(quantize(x[:rows], name, w), quantize(x, name, w)[:rows])
+
+
+def test_prepare_loads_the_encoders_that_are_compiled():
+    prepare(["Q4_K", "F16"])
+    assert "encode.q4_k" in jit._loaded
+    assert "encode.f16" not in jit._loaded
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
