@@ -252,19 +252,23 @@ def _compile_all(names: list[str]) -> Generator[Code, None, None]:
 # ---- the cache
 
 
+def _sources(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
+
+
 @cache
 def cache_key(package: str = KERNELS) -> str:
     """Of all that decides what the machine code of a package's kernels is."""
     key = hashlib.sha256()
     here = Path(__file__).resolve().parent
-    spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.submodule_search_locations
     for path in [
         here / "jit.py",
         here / "ggml.py",  # kernels import its sizes
         here / "grids.py",
         *sorted((here / "simd").glob("*.py")),
-        *sorted(Path(spec.submodule_search_locations[0]).glob("*.py")),
+        *sorted((here / "kernels" if package == KERNELS else _sources(package)).glob("*.py")),
     ]:
         key.update(path.name.encode() + b"\0" + path.read_bytes())
     parts = [

@@ -238,8 +238,8 @@ def test_a_second_place_is_taken_when_the_first_cannot_be_used(fresh, compiled, 
 # ---- the key
 
 
-def key() -> str:
-    return jit.cache_key.__wrapped__()
+def key(*package: str) -> str:
+    return jit.cache_key.__wrapped__(*package)
 
 
 def test_the_key_tells_isas_apart(monkeypatch):
@@ -278,6 +278,18 @@ def test_the_key_tells_sources_apart(source, monkeypatch, tmp_path):
     with open(tmp_path / "qllama" / source, "a") as file:
         file.write("\n")
     assert key() != before
+
+
+def test_the_key_of_encoders_depends_on_their_sources_and_that_of_kernels_does_not(monkeypatch, tmp_path):
+    copy = tmp_path / "encoders"
+    shutil.copytree(jit._sources(jit.ENCODERS), copy, ignore=shutil.ignore_patterns("__pycache__"))
+    before, kernels = key(jit.ENCODERS), key()
+    monkeypatch.setattr(jit, "_sources", lambda package: copy)
+    assert key(jit.ENCODERS) == before
+    with open(copy / "fits.py", "a") as file:
+        file.write("\n")
+    assert key(jit.ENCODERS) != before
+    assert key() == kernels
 
 
 # ---- the compiler
