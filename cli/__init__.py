@@ -14,6 +14,7 @@ from qllama.errors import QllamaError, printable
 # command: what `qllama --help` says of it. Each is `command` in the file of the same name.
 COMMANDS = {
     "run": "Write text that continues a prompt.",
+    "chat": "Talk with a model.",
     "info": "Say what a model file holds and whether it runs.",
     "tokenize": "Show the tokens of a text.",
     "bench": "Measure the speed of models, as llama-bench does.",

@@ -14,6 +14,7 @@ FOLDERS = {"qllama": "qllama", "qllama.quant": "quant", "qllama.cli": "cli"}
 LAYERS = [
     "qllama.cli",
     "qllama",
+    "qllama.session",
     "qllama.llm qllama.bench",
     "qllama.generate qllama.chat",
     "qllama.model",
