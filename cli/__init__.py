@@ -18,6 +18,7 @@ COMMANDS = {
     "info": "Say what a model file holds and whether it runs.",
     "tokenize": "Show the tokens of a text.",
     "bench": "Measure the speed of models, as llama-bench does.",
+    "perplexity": "Measure how well a model predicts a text, as llama-perplexity does.",
     "warmup": "Compile the kernels ahead of the first run.",
 }
 

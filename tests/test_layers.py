@@ -15,7 +15,7 @@ LAYERS = [
     "qllama.cli",
     "qllama",
     "qllama.session",
-    "qllama.llm qllama.bench",
+    "qllama.llm qllama.bench qllama.evaluate",
     "qllama.generate qllama.chat",
     "qllama.model",
     "qllama.builder",
