@@ -44,7 +44,7 @@ MODULES = {
     "f32": "floats", "f16": "floats", "bf16": "floats",
     "iq4_nl": "iq4", "iq4_xs": "iq4", "mxfp4": "iq4", "q8_1": "q8_0",
     "iq1_s": "iq", "iq1_m": "iq", "iq2_xxs": "iq", "iq2_xs": "iq", "iq2_s": "iq", "iq3_xxs": "iq", "iq3_s": "iq",
-    "q1_0": "twos", "q2_0": "twos", "tq1_0": "twos", "tq2_0": "twos",
+    "book8": "books", "book16": "books", "q1_0": "twos", "q2_0": "twos", "tq1_0": "twos", "tq2_0": "twos",
 }  # fmt: skip
 
 # An operation's arguments in memory, in int64: the counter of its rows (alone on a cache line), the place in the step

@@ -14,7 +14,7 @@ ULP = 2.0**-24  # half the distance of float32 neighbours, relative: what one ro
 
 # Types that share a wider layout: bits per weight in memory, at most.
 RARE = {
-    "IQ1_S": 4.7, "IQ1_M": 4.7, "IQ2_XXS": 4.7, "IQ2_XS": 4.7, "IQ2_S": 4.7, "IQ3_XXS": 4.7, "IQ3_S": 4.7,
+    "IQ1_S": 3.45, "IQ1_M": 3.45, "IQ2_XXS": 3.45, "IQ2_XS": 3.45, "IQ2_S": 3.45, "IQ3_XXS": 4.45, "IQ3_S": 4.45,
     "Q1_0": 2.25, "TQ1_0": 2.25, "TQ2_0": 2.25,
 }  # fmt: skip
 

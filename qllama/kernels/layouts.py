@@ -68,9 +68,9 @@ def _shared(name: str, kernels: str, block: int, nbytes: int) -> Layout:
     return Layout(BY_NAME[name], kernels, Q8, block, nbytes)
 
 
-def _books(name: str) -> Layout:
-    """4-bit codes of a book of 16 values, a float32 per 256 and a byte per 16 columns. See kernels/books.py."""
-    return _shared(name, "books", 256, 64 + PANEL * (4 + 16 + 128))
+def _book(name: str, bits: int) -> Layout:
+    """Codes of a book of 8 or 16 values, a float32 per 256 and 4 bits per 16 columns. See kernels/books.py."""
+    return _shared(name, f"book{1 << bits}", 256, 64 + PANEL * (4 + 8 + 32 * bits))
 
 
 def _twos(name: str) -> Layout:
@@ -94,13 +94,13 @@ LAYOUTS: dict[str, Layout] = {
     "Q8_0": _layout("Q8_0", Q8),
     "Q8_1": _shared("Q8_1", "q8_0", 32, PANEL * BY_NAME["Q8_0"].nbytes),
     "Q8_K": _shared("Q8_K", "q8_k", 256, PANEL * (4 + 256)),
-    "IQ1_S": _books("IQ1_S"),
-    "IQ1_M": _books("IQ1_M"),
-    "IQ2_XXS": _books("IQ2_XXS"),
-    "IQ2_XS": _books("IQ2_XS"),
-    "IQ2_S": _books("IQ2_S"),
-    "IQ3_XXS": _books("IQ3_XXS"),
-    "IQ3_S": _books("IQ3_S"),
+    "IQ1_S": _book("IQ1_S", 3),
+    "IQ1_M": _book("IQ1_M", 3),
+    "IQ2_XXS": _book("IQ2_XXS", 3),
+    "IQ2_XS": _book("IQ2_XS", 3),
+    "IQ2_S": _book("IQ2_S", 3),
+    "IQ3_XXS": _book("IQ3_XXS", 4),
+    "IQ3_S": _book("IQ3_S", 4),
     "IQ4_NL": _layout("IQ4_NL", Q8),
     "IQ4_XS": _layout("IQ4_XS", Q8, more=2),
     "MXFP4": _layout("MXFP4", Q8),

@@ -6,10 +6,30 @@ of 32 in the file, in their order. `q` is the first vector; for one row, where i
 
 import numpy as np
 
+from qllama.jit import inlined
 from qllama.kernels.matmul import function
-from qllama.simd import load_i32, load_u8, store_i32
+from qllama.simd import high_nibbles, load_i8x64, load_i32, load_u8, low_nibbles, store_i32
 
 NIBBLES = 4 * 64  # bytes
+
+
+@inlined
+def _vectors(q):
+    return load_i8x64(q), load_i8x64(q + 64), load_i8x64(q + 128), load_i8x64(q + 192)
+
+
+@inlined
+def first_nibbles(q):
+    """Columns 0-15: four vectors."""
+    t, u, v, w = _vectors(q)
+    return low_nibbles(t), low_nibbles(u), low_nibbles(v), low_nibbles(w)
+
+
+@inlined
+def last_nibbles(q):
+    """Columns 16-31: four vectors."""
+    t, u, v, w = _vectors(q)
+    return high_nibbles(t), high_nibbles(u), high_nibbles(v), high_nibbles(w)
 
 
 @function
