@@ -95,13 +95,15 @@ def values(*flags: str, default: str, what: str) -> Callable[[F], F]:
 @click.option("--progress", is_flag=True, help="Say on stderr what is being done.")
 @click.option("-v", "--verbose", is_flag=True, help="The same as --progress.")
 @click.option("--offline", is_flag=True, hidden=True)
+@click.option("--list-devices", is_flag=True, hidden=True)
 @click.option("--roofline", is_flag=True, help="Instead: each operation's speed beside the machine's limits.")
-@click.option("--plot", metavar="FILE.svg", help="With --roofline, also as a picture.")
+@click.option("--plot", metavar="FILE.svg|png", help="With --roofline, also as a picture.")
 @foreign_options
 @click.pass_context
 def command(
     ctx: click.Context, output: str, output_err: str, roofline: bool, plot: str | None, progress: bool, verbose: bool,
-    no_warmup: bool, repetitions: int, delay: int, offline: bool, **lists: tuple[str, ...],
+    no_warmup: bool, repetitions: int, delay: int, offline: bool, list_devices: bool,
+    **lists: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Measure the speed of models: the tests, options and output of llama-bench.
 
@@ -109,8 +111,11 @@ def command(
     """
     if sys.stdout is None:
         raise InputError("stdout is closed: there is nowhere to write the table")
-    if plot is not None and not (roofline and plot.endswith(".svg")):
-        raise InputError(f"--plot {plot}: needs --roofline and a file that ends in .svg")
+    if list_devices:
+        click.echo("Available devices:\n  (none)")  # llama-bench's words; the CPU is none of them
+        return
+    if plot is not None and not roofline:
+        raise InputError(f"--plot {plot}: needs --roofline")
     if roofline and (output, output_err) != ("md", "none"):
         raise InputError("--roofline has a format of its own, -o and -oe do not go with it")
     parameters = parse(ctx.obj or {}, **lists)
@@ -158,25 +163,26 @@ def show_results(parameters: Any, checked: Any, options: Any, output: str, outpu
         click.echo(printer.footer(), nl=False, err=err)
 
 
-def show_rooflines(parameters: Any, checked: Any, options: Any, plot: str | None) -> None:
+def show_rooflines(parameters: Any, checked: Any, options: Any, file: str | None) -> None:
     """The reports as they come, then the picture."""
-    from qllama.bench.plot import svg
+    from qllama.bench.plot import check, plot
     from qllama.bench.report import text
     from qllama.bench.roofline import rooflines
 
-    if plot is not None:
-        write(plot, "a", "")  # better now than after the measuring
+    if file is not None:
+        check(file)
+        write(file, "ab", b"")  # better now than after the measuring
     found = []
     for roofline in rooflines(parameters, checked, options):
         click.echo(text(roofline), nl=False)
         found.append(roofline)
-    if plot is not None:
-        write(plot, "w", svg(found))
+    if file is not None:
+        write(file, "wb", plot(found, file))
 
 
-def write(path: str, mode: str, content: str) -> None:
+def write(path: str, mode: str, content: bytes) -> None:
     try:
-        with Path(path).open(mode, encoding="utf-8") as file:
+        with Path(path).open(mode) as file:
             file.write(content)
     except OSError as error:
         raise FileError(path, f"cannot be written: {error.strerror}") from error

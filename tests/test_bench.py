@@ -342,7 +342,7 @@ def test_options_of_llama_bench_without_meaning_are_accepted_where_they_say_what
         (("-p", 0, "-n", 0), "nothing to measure"),
         (("-m", "/nonexistent.gguf"), "/nonexistent.gguf"),
         (("--plot", "x.svg"), "--roofline"),
-        (("--roofline", "--plot", "x.png"), ".svg"),
+        (("--roofline", "--plot", "x.gif"), ".svg or .png"),
         (("--roofline", "--plot", f"{__file__}/x.svg", "-p", 1, "-n", 0), "x.svg: cannot be written"),
         (("--roofline", "-o", "json"), "--roofline has a format of its own"),
     ],
@@ -352,6 +352,10 @@ def test_bad_usage_is_one_line_and_exit_code_2(capsys, args, words) -> None:
     assert out == ""
     (line,) = err.splitlines()
     assert line.startswith("qllama: error: ") and words in line
+
+
+def test_devices_are_listed_as_llama_bench_does_where_there_are_none(capsys) -> None:
+    assert bench(capsys, "--list-devices")[0] == "Available devices:\n  (none)\n"
 
 
 def test_the_help_loads_no_numpy() -> None:

@@ -1,5 +1,6 @@
-"""A roofline as text for the terminal: the machine, a table of the operations, and bars of where the time goes."""
+"""A roofline as text for the terminal: the machine, a table of the operations, their chart, and bars of their times."""
 
+from qllama.bench.chart import chart, letters
 from qllama.bench.measure import cpu_info
 from qllama.bench.peaks import Peaks
 from qllama.bench.printers import aligned
@@ -11,7 +12,8 @@ PEAK_NAMES = {"read": "reading", "int8": "int8", "f32": "float32"}
 
 # Title and width (negative: aligned to the left).
 COLUMNS = (
-    ("operation", -24), ("weights", -8), ("time", 7), ("GB/s", 8), ("GOP/s", 8), ("of roof", 8), ("roof", -7),
+    ("", -1), ("operation", -24), ("weights", -8), ("time", 7), ("GB/s", 8), ("GOP/s", 8), ("of roof", 8),
+    ("roof", -7),
 )  # fmt: skip
 
 
@@ -31,13 +33,17 @@ def text(roofline: Roofline) -> str:
         f"{roofline.about.type}, {test.name}: {test.n_tokens / roofline.seconds:.2f} t/s, {roofline.seconds:.3f} s; "
         f"{roofline.apart:.3f} s with the operations one by one"
     )
-    return "\n".join([head, machine(roofline.peaks), "", *table(roofline), "", *chart(roofline), "", ""])
+    parts = ([head, machine(roofline.peaks)], table(roofline), chart(roofline.rows, roofline.peaks), bars(roofline))
+    return "\n\n".join("\n".join(part) for part in parts) + "\n\n"
 
 
 def table(roofline: Roofline) -> list[str]:
+    """A row for each kind of operation, with its letter in the chart, and what the machine reads and does in int8."""
     titles = [aligned(title, width) for title, width in COLUMNS]
     rules = ["-" * (abs(width) - 1) + ("-" if width < 0 else ":") for _, width in COLUMNS]
-    rows = [_cells(row, roofline) for row in roofline.rows]
+    marks = {id(row): letter for letter, row in letters(roofline.rows).items()}
+    rows = [[marks.get(id(row), ""), *_cells(row, roofline)] for row in roofline.rows]
+    rows.append(["", "the machine's peaks", "", "", f"{roofline.peaks.read:.1f}", f"{roofline.peaks.int8:.1f}", "", ""])
     cells = [[aligned(cell, width) for cell, (_, width) in zip(row, COLUMNS, strict=True)] for row in rows]
     return ["| " + " | ".join(line) + " |" for line in (titles, rules, *cells)]
 
@@ -49,13 +55,13 @@ def _cells(row: Row, roofline: Roofline) -> list[str]:
         row.weights,
         f"{100 * row.seconds / roofline.apart:.1f} %",
         f"{row.gbps:.1f}",
-        f"{row.gops:.1f}" if row.work.n_ops else "",
+        f"{row.gops:.1f}",
         f"{100 * row.of_roof(peaks):.0f} %",
         PEAK_NAMES[row.bound(peaks)],
     ]
 
 
-def chart(roofline: Roofline) -> list[str]:
+def bars(roofline: Roofline) -> list[str]:
     """A bar for each kind of operation: its time, and as # the part that it would take at the roof."""
     longest = max(row.seconds for row in roofline.rows)
     lines = ["time of each operation; # is what it would take at the roof, . what is above"]

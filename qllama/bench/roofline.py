@@ -1,8 +1,8 @@
 """Where the time of a test goes, by operation, and how far each stands from what the machine can do.
 
 Bytes are those that must be moved: weights and cached keys and values once a step, activations once. Operations are
-multiplications and additions. (Williams, Waterman and Patterson, "Roofline", 2009.) How it is shown is the business of
-report.py and plot.py.
+multiplications and additions; an exponential, a root or a quotient counts as one. (Williams, Waterman and Patterson,
+"Roofline", 2009.) How it is shown is the business of report.py, chart.py and plot.py.
 """
 
 import math
@@ -19,6 +19,12 @@ from qllama.kernels.layouts import POSITIONS, Q8
 from qllama.kv_cache import KVCache
 from qllama.plan import Buffer, Op, Weight
 from qllama.stopwatch import Stopwatch
+
+# Operations for each value that is written, of the kernels that work value by value.
+PER_VALUE = {
+    "norm.rms_f32": 4, "norm.rms_q8": 6, "ffn.swiglu_f32": 4, "ffn.swiglu_q8": 6, "ffn.quantize": 2, "ffn.add_bias": 1,
+    "rope.table": 2, "rope.interleaved": 3, "rope.neox": 3,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,11 @@ class Row:
     @property
     def gops(self) -> float:
         return self.work.n_ops / self.seconds / 1e9
+
+    @property
+    def intensity(self) -> float:
+        """Operations per byte."""
+        return self.work.n_ops / self.work.nbytes
 
     def at_peak(self, peaks: Peaks) -> dict[str, float]:
         """Seconds that reading and computing would take at the machine's peaks, each alone."""
@@ -149,11 +160,19 @@ def work_of(op: Op, n_rows: int, n_steps: int, attended: Attended) -> Work:
     activations = n_rows * sum(value.ld for value in op.args.values() if isinstance(value, Buffer))
     weight = weight_of(op)
     if weight is None:
-        return _attention(op, activations, attended) if "group" in op.args else Work(activations)
+        if "group" in op.args:
+            return _attention(op, activations, attended)
+        return Work(activations, n_rows * PER_VALUE.get(op.kernel, 0) * _n_values(op))
     if op.kernel.endswith(".lookup"):
-        return Work(activations + n_rows * weight.nbytes / weight.n_out)
+        return Work(activations + n_rows * weight.nbytes / weight.n_out, n_rows * weight.n_in)
     n_ops = 2 * weight.n_in * weight.n_out * n_rows
     return Work(activations + n_steps * weight.nbytes, n_ops, "int8" if weight.layout.activation == Q8 else "f32")
+
+
+def _n_values(op: Op) -> int:
+    """Values of a row of what an operation writes."""
+    written: Any = op.args.get("out", op.args.get("x"))
+    return written.n if isinstance(written, Buffer) else 0
 
 
 def _attention(op: Op, activations: int, attended: Attended) -> Work:
