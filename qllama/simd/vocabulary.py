@@ -128,9 +128,9 @@ def load_i8x16_f32(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
 
 @primitive(types.void, addr)
 def prefetch(b: ir.IRBuilder, a: ir.Value) -> None:
-    """Ask for the cache line at `a`, which need not exist."""
+    """Ask the second-level cache for the line at `a`, which need not exist."""
     byte = b.inttoptr(a, ir.IntType(8).as_pointer())
-    flags = [ir.Constant(I32, v) for v in (0, 3, 1)]  # to read, to the first level, data
+    flags = [ir.Constant(I32, v) for v in (0, 2, 1)]  # to read, to the second level, data
     function = cgutils.get_or_insert_function(
         b.module, ir.FunctionType(ir.VoidType(), [byte.type, I32, I32, I32]), "llvm.prefetch.p0"
     )
