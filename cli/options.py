@@ -38,8 +38,8 @@ MODEL_OPTIONS = (
     click.option("-c", "--ctx-size", "n_ctx", type=int, help="Context in tokens. [default: 0, the model's own]"),
     click.option("-t", "--threads", "n_threads", type=int, help="Threads. [default: physical cores that may be used]"),
     click.option("-b", "--batch-size", "n_batch", type=int, help="Tokens of a step. [default: 512]"),
-    click.option("-ctk", "--cache-type-k", "type_k", help="Type of the cached keys: f16 or f32. [default: f16]"),
-    click.option("-ctv", "--cache-type-v", "type_v", help="Type of the cached values. [default: that of the keys]"),
+    click.option("-ctk", "--cache-type-k", "type_k", help="Type of the cached keys: f16, f32 or q8_0. [default: f16]"),
+    click.option("-ctv", "--cache-type-v", "type_v", help="Type of the cached values. [default: f16]"),
     override_option,
 )
 
@@ -57,7 +57,7 @@ def model_options(command: F) -> F:
         kwargs["path"] = file if file is not None else model
         if kwargs["n_ctx"] == 0:
             kwargs["n_ctx"] = None
-        for name, default in (("n_batch", 512), ("type_k", "f16"), ("type_v", kwargs["type_k"] or "f16")):
+        for name, default in (("n_batch", 512), ("type_k", "f16"), ("type_v", "f16")):
             kwargs[name] = default if kwargs[name] is None else kwargs[name]
         kwargs["override_kv"] = overrides(kwargs["override_kv"])
         return command(**kwargs)

@@ -10,9 +10,10 @@ from qllama.errors import InputError
 @click.command()
 @click.argument("file", metavar="[MODEL]", required=False)
 @click.option("-m", "--model", metavar="MODEL", help="The same as the argument MODEL.")
-@click.option("-ctk", "--cache-type-k", "kv_kind", default="f16", help="Type of the KV cache. [default: f16]")
+@click.option("-ctk", "--cache-type-k", "type_k", default="f16", help="Type of the cached keys. [default: f16]")
+@click.option("-ctv", "--cache-type-v", "type_v", default="f16", help="Type of the cached values. [default: f16]")
 @click.option("-v", "--verbose", is_flag=True, help="List the kernels: bytes of code, seconds that compiling took.")
-def command(file: str | None, model: str | None, kv_kind: str, verbose: bool) -> None:
+def command(file: str | None, model: str | None, type_k: str, type_v: str, verbose: bool) -> None:
     """Compile the kernels ahead of the first run.
 
     MODEL is a GGUF file whose kernels are wanted; without one, those of every supported tensor type are compiled.
@@ -24,7 +25,7 @@ def command(file: str | None, model: str | None, kv_kind: str, verbose: bool) ->
 
     show_warnings()
     start = time.monotonic()
-    kernels = warm_up(file or model, kv_kind, Line("compiling kernels for this CPU (once)"))
+    kernels = warm_up(file or model, type_k, type_v, Line("compiling kernels for this CPU (once)"))
     seconds = time.monotonic() - start
     if verbose:
         click.echo(f"{'kernel':<24} {'bytes':>8} {'seconds':>8}")

@@ -135,17 +135,20 @@ class Builder:
 
     def attend(self, layer: int, q: Buffer, k: Buffer, v: Buffer) -> Buffer:
         hp, plan, cache = self.hp, self.plan, self.cache
-        where: dict[str, Any] = {"k_at": cache.keys_at(layer), "v_at": cache.values_at(layer), "width": cache.width}
+        where: dict[str, Any] = {"k_at": cache.keys_at(layer), "v_at": cache.values_at(layer)}
+        heads: dict[str, Any] = {"head_dim": hp.head_dim, "width": cache.width}
+        scratch: dict[str, Any] = {"scratch": self.scratch, "ld_scratch": self.ld_scratch}
+        parts: dict[str, Any] = {"parts_at": cache.parts_at, "ld_part": cache.part_bytes, "group": self.group}
         plan.add(
-            f"attention.store_{cache.kind}", k=k, v=v, n_head_kv=hp.n_head_kv, head_dim=hp.head_dim, **where, ld_k=k.ld,
+            f"kv.store_{cache.types}", k=k, v=v, n_head_kv=hp.n_head_kv, **heads, **where, **scratch, ld_k=k.ld,
             ld_v=v.ld,
         )  # fmt: skip
         mixed = plan.buffer("attn", self.n_q)
         plan.add(
-            f"attention.{cache.kind}", q=q, out=mixed, scratch=self.scratch, ld_scratch=self.ld_scratch,
-            scale=1 / math.sqrt(hp.head_dim), n_head_kv=hp.n_head_kv, group=self.group, head_dim=hp.head_dim, **where,
-            ld_q=q.ld, ld_out=mixed.ld,
+            f"attention.{cache.types}", q=q, out=mixed, scale=1 / math.sqrt(hp.head_dim), n_head_kv=hp.n_head_kv,
+            **heads, **where, **scratch, **parts, ld_q=q.ld, ld_out=mixed.ld,
         )  # fmt: skip
+        plan.add("attention.merge", out=mixed, n_head=hp.n_head, **heads, **scratch, **parts, ld_out=mixed.ld)
         return mixed
 
     def feed_forward(self, layer: int, x: Buffer) -> None:

@@ -4,28 +4,36 @@ import numpy as np
 
 from qllama import cpu
 from qllama.errors import InputError, QllamaError
-from qllama.kernels.layouts import POSITIONS, padded
-
-KINDS = {"f16": 2, "f32": 4}  # bytes per element
+from qllama.kernels.layouts import CACHE_BYTES, CHUNK, FEW_ROWS, POSITIONS, padded, part_bytes
 
 
-def element_bytes(kind: str, option: str = "type_k") -> int:
-    """Bytes per element of a cache kind. Raises InputError for one that is not implemented."""
-    if kind not in KINDS:
-        raise InputError(f"{option}={kind}: the KV cache can be {', '.join(KINDS)}")
-    return KINDS[kind]
+def check_type(kind: str, head_dim: int = CHUNK, option: str = "type_k") -> str:
+    """`kind` itself. Raises InputError for a cache type that is not implemented, or not for heads of this size."""
+    if kind not in CACHE_BYTES:
+        raise InputError(f"{option}={kind}: the KV cache can be {', '.join(CACHE_BYTES)}")
+    if kind == "q8_0" and head_dim % CHUNK:
+        raise InputError(f"{option}={kind}: needs heads that are a multiple of {CHUNK} wide, these are {head_dim}")
+    return kind
 
 
 class KVCache:
-    """Keys and values of up to n_ctx positions. A context costs nothing until its positions are used."""
+    """Keys and values of up to n_ctx positions. A context costs nothing until its positions are used.
 
-    def __init__(self, n_layer: int, n_head_kv: int, head_dim: int, n_ctx: int, kind: str) -> None:
-        size = element_bytes(kind)
-        self.kind = kind
+    A block also has room for the parts of attention to its positions (attention.py), for FEW_ROWS tokens.
+    """
+
+    def __init__(
+        self, n_layer: int, n_head: int, n_head_kv: int, head_dim: int, n_ctx: int, type_k: str = "f16",
+        type_v: str = "f16",
+    ) -> None:  # fmt: skip
+        self.types = f"{check_type(type_k, head_dim)}_{check_type(type_v, head_dim, 'type_v')}"
         self.width = padded(head_dim)  # of a value row
-        self._keys = n_head_kv * POSITIONS * head_dim * size
-        self._values = n_head_kv * POSITIONS * self.width * size
-        self.block_bytes = n_layer * (self._keys + self._values)
+        self.part_bytes = part_bytes(self.width)
+        self._keys = n_head_kv * POSITIONS * head_dim * CACHE_BYTES[type_k] // CHUNK
+        self._values = n_head_kv * POSITIONS * self.width * CACHE_BYTES[type_v] // CHUNK
+        self.layer_bytes = self._keys + self._values  # of one layer in a block
+        self.parts_at = -(-n_layer * self.layer_bytes // 64) * 64
+        self.block_bytes = self.parts_at + FEW_ROWS * n_head * self.part_bytes
         self._blocks: list[np.ndarray] = []
         self.resize(n_ctx)
 
@@ -37,7 +45,7 @@ class KVCache:
 
     def keys_at(self, layer: int) -> int:
         """Byte offset of a layer's keys in a block."""
-        return layer * (self._keys + self._values)
+        return layer * self.layer_bytes
 
     def values_at(self, layer: int) -> int:
         return self.keys_at(layer) + self._keys

@@ -13,7 +13,6 @@ import numpy as np
 from qllama import data
 from qllama.chat.reasoning import MARKS
 from qllama.chat.template import ChatTemplate, choose
-from qllama.errors import InputError
 from qllama.generate import Stats, generate
 from qllama.gguf import open_gguf
 from qllama.model import N_BATCH, Model, Progress
@@ -42,7 +41,7 @@ class LLM:
 
     n_ctx: tokens of context; None takes the context of training, or less if memory is short. n_threads: None takes the
     physical cores this process may use, cgroup quota included. n_batch: the most tokens of a step. type_k, type_v: the
-    KV cache, "f16" or "f32", both alike. override_kv: metadata that stands for the file's. chat_template: the name of
+    KV cache, "f16", "f32" or "q8_0" each. override_kv: metadata that stands for the file's. chat_template: the name of
     one (qllama.chat.named), or its text; None takes the file's own. Raises qllama.errors.InputError for what cannot be
     used.
     """
@@ -52,8 +51,6 @@ class LLM:
         n_batch: int = N_BATCH, type_k: str = "f16", type_v: str = "f16", progress: Progress | None = None,
         override_kv: Mapping[str, int | float | bool | str] | None = None, chat_template: str | None = None,
     ) -> None:  # fmt: skip
-        if type_k != type_v:
-            raise InputError(f"type_k={type_k}, type_v={type_v}: keys and values must have the same type")
         with open_gguf(path if path is not None else default_model(), override_kv) as gguf:
             self.tokenizer = load_tokenizer(gguf.metadata)
             self._metadata = gguf.metadata
@@ -63,7 +60,7 @@ class LLM:
             if chat_template is not None:
                 self.chat_template  # noqa: B018 (a wrong one is refused before the weights are loaded)
             self._file_defaults = with_file_defaults({}, gguf.metadata)
-            self.model = Model(gguf, n_ctx, n_threads, n_batch, type_k, progress)
+            self.model = Model(gguf, n_ctx, n_threads, n_batch, type_k, type_v, progress)
         for warning in (*self.tokenizer.warnings, *self.model.warnings):
             log.warning("%s", warning)
 

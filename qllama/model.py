@@ -18,7 +18,7 @@ from qllama.errors import FileError, InputError, printable
 from qllama.gguf import GGUF, open_gguf
 from qllama.hparams import HParams
 from qllama.kernels.layouts import GROWTH, LAYOUTS, POSITIONS
-from qllama.kv_cache import KVCache, element_bytes
+from qllama.kv_cache import KVCache, check_type
 from qllama.plan import BoundPlan, Plan
 from qllama.stopwatch import Stopwatch
 from qllama.team import KERNELS as TEAM_KERNELS
@@ -27,7 +27,7 @@ from qllama.team import Team
 # What layers are made of, apart from the layouts' kernels and attention.
 OPERATIONS = (
     "norm.rms_f32", "norm.rms_q8", "ffn.swiglu_f32", "ffn.swiglu_q8", "ffn.quantize", "ffn.add_bias", "ffn.last_rows",
-    "rope.table", "rope.interleaved",
+    "rope.table", "rope.interleaved", "attention.merge",
 )  # fmt: skip
 
 MARGIN = 64 << 20  # bytes that are left to everything else
@@ -47,13 +47,13 @@ class Declared:
     warnings: list[str]
 
 
-def declare(gguf: GGUF, kv_kind: str = "f16", n_threads: int = 1) -> Declared:
+def declare(gguf: GGUF, type_k: str = "f16", type_v: str = "f16", n_threads: int = 1) -> Declared:
     """The plan of a file; its cache has no positions yet.
 
     Raises FileError for what cannot be understood; what is wrong with tensors is in `tensors.problems`.
     """
     hparams = HParams.from_metadata(gguf.metadata, tuple(ARCHS), gguf.tensors)
-    cache = KVCache(hparams.n_layer, hparams.n_head_kv, hparams.head_dim, 0, kv_kind)
+    cache = KVCache(hparams.n_layer, hparams.n_head, hparams.n_head_kv, hparams.head_dim, 0, type_k, type_v)
     tensors = Tensors(gguf)
     plan = Builder(ARCHS[hparams.architecture], hparams, tensors, cache, n_threads).build()
     warnings = [*gguf.warnings, *hparams.warnings]
@@ -96,17 +96,17 @@ def kernel_names(declared: Declared) -> set[str]:
 
 
 def warm_up(
-    path: Path | None, kv_kind: str = "f16", progress: Callable[[int, int], None] | None = None
+    path: Path | None, type_k: str = "f16", type_v: str = "f16", progress: Callable[[int, int], None] | None = None
 ) -> list[jit.Kernel]:
     """Compile what a file needs (None: what every supported file needs); returns the kernels by name."""
     if path is None:
         names = {f"{layout.kernels}.{k}" for layout in LAYOUTS.values() for k in ("matmul", "lookup")}
         names |= {layout.pack for layout in LAYOUTS.values()}
-        element_bytes(kv_kind)
-        names |= {*OPERATIONS, *TEAM_KERNELS, f"attention.{kv_kind}", f"attention.store_{kv_kind}"}
+        types = f"{check_type(type_k)}_{check_type(type_v, option='type_v')}"
+        names |= {*OPERATIONS, *TEAM_KERNELS, f"attention.{types}", f"kv.store_{types}"}
     else:
         with open_gguf(path) as gguf:
-            names = kernel_names(_checked(declare(gguf, kv_kind=kv_kind), gguf))
+            names = kernel_names(_checked(declare(gguf, type_k, type_v), gguf))
     return list(jit.load(names, progress).values())
 
 
@@ -136,14 +136,14 @@ class Model:
 
     def __init__(
         self, source: GGUF | Path, n_ctx: int | None = None, n_threads: int | None = None, n_batch: int = N_BATCH,
-        kv_kind: str = "f16", progress: Progress | None = None,
+        type_k: str = "f16", type_v: str = "f16", progress: Progress | None = None,
     ) -> None:  # fmt: skip
         progress = progress or Progress()
         n_threads = _in_range("threads", cpu.default_threads() if n_threads is None else n_threads, cpu.max_threads())
         self.n_batch = _in_range("batch size", n_batch, 1 << 16)
         opened = contextlib.nullcontext(source) if isinstance(source, GGUF) else open_gguf(source)
         with opened as gguf:
-            declared = _checked(declare(gguf, kv_kind, n_threads), gguf)
+            declared = _checked(declare(gguf, type_k, type_v, n_threads), gguf)
             self.n_ctx = self._fitting_context(gguf.path, declared, n_ctx)
             declared.cache.resize(self.n_ctx)
             kernels = jit.load(kernel_names(declared), progress.kernels)

@@ -133,20 +133,21 @@ class Attention:
     What was never stored is NaN, so that a kernel that looks at it fails.
     """
 
-    def __init__(self, kind: str, n_head_kv: int, head_dim: int, n_ctx: int) -> None:
-        self.cache, self.n_head_kv, self.head_dim = (
-            KVCache(2, n_head_kv, head_dim, n_ctx, kind),
-            n_head_kv,
-            head_dim,
-        )
-        self.dtype = np.dtype({"f16": "<f2", "f32": "<f4"}[kind])
+    def __init__(self, types: tuple[str, str], n_head_kv: int, group: int, head_dim: int, n_ctx: int) -> None:
+        self.cache = KVCache(2, n_head_kv * group, n_head_kv, head_dim, n_ctx, *types)
+        self.n_head_kv, self.group, self.head_dim = n_head_kv, group, head_dim
         self.cache.reserve(n_ctx)
         for block in self.cache._blocks:
-            block.view(self.dtype)[:] = np.nan
+            block[:] = 0xFF  # a NaN in every float type
         self.where: dict[str, Any] = {
             "k_at": self.cache.keys_at(1), "v_at": self.cache.values_at(1), "width": self.cache.width,
             "head_dim": head_dim, "n_head_kv": n_head_kv,
         }  # fmt: skip
+
+    def _scratch(self, n_threads: int) -> dict[str, Any]:
+        scratch = memory(n_threads, -(-attention_scratch(self.group, self.head_dim) // 64) * 64)
+        scratch.view(np.float32)[:] = np.nan
+        return {"scratch": scratch, "ld_scratch": ld(scratch)}
 
     def _step(self, n_tokens: int, n_past: int) -> dict[str, int]:
         return {"n_tokens": n_tokens, "n_past": n_past, "kv_blocks": self.cache.table.ctypes.data}
@@ -154,18 +155,20 @@ class Attention:
     def store(self, k: np.ndarray, v: np.ndarray, n_past: int = 0, n_threads: int = 1) -> None:
         """k, v (n_tokens, n_head_kv, head_dim) float32, to positions from n_past on."""
         rows_k, rows_v = as_rows(k.reshape(len(k), -1)), as_rows(v.reshape(len(v), -1))
-        run(f"attention.store_{self.cache.kind}", n_threads=n_threads, step=self._step(len(k), n_past), k=rows_k,
-            v=rows_v, ld_k=ld(rows_k), ld_v=ld(rows_v), **self.where)  # fmt: skip
+        run(f"kv.store_{self.cache.types}", n_threads=n_threads, step=self._step(len(k), n_past), k=rows_k,
+            v=rows_v, ld_k=ld(rows_k), ld_v=ld(rows_v), **self.where, **self._scratch(n_threads))  # fmt: skip
 
     def attend(self, q: np.ndarray, n_past: int, n_threads: int = 1) -> np.ndarray:
         """q (n_tokens, n_head, head_dim) at positions from n_past on -> the same shape."""
-        group = q.shape[1] // self.n_head_kv
         rows, out = as_rows(q.reshape(len(q), -1)), as_rows(np.zeros((len(q), q.shape[1] * self.head_dim)))
-        scratch = memory(n_threads, -(-attention_scratch(group, self.head_dim) // 64) * 64)
-        scratch.view(np.float32)[:] = np.nan
+        step, common = self._step(len(q), n_past), {"group": self.group, "out": out, "ld_out": ld(out)}
+        common |= {"parts_at": self.cache.parts_at, "ld_part": self.cache.part_bytes, **self._scratch(n_threads)}
         run(
-            f"attention.{self.cache.kind}", n_threads=n_threads, step=self._step(len(q), n_past), q=rows, out=out,
-            scratch=scratch, ld_scratch=ld(scratch), scale=1 / math.sqrt(self.head_dim), group=group,
-            ld_q=ld(rows), ld_out=ld(out), **self.where,
+            f"attention.{self.cache.types}", n_threads=n_threads, step=step, q=rows, scale=1 / math.sqrt(self.head_dim),
+            ld_q=ld(rows), **common, **self.where,
+        )  # fmt: skip
+        run(
+            "attention.merge", n_threads=n_threads, step=step, n_head=q.shape[1], head_dim=self.head_dim,
+            width=self.cache.width, **common,
         )  # fmt: skip
         return out[:, : q.shape[1] * self.head_dim].reshape(q.shape)

@@ -250,6 +250,15 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.einsum("htp,phd->thd", p / p.sum(axis=2, keepdims=True), v)
 
 
+def through_q8_0(x: np.ndarray) -> np.ndarray:
+    """x as float64 after q8_0: blocks of 32 of the last axis, d = amax / 127 in float16, values to nearest."""
+    blocks = x.reshape(*x.shape[:-1], -1, 32)
+    amax = np.abs(blocks).max(axis=-1, keepdims=True)
+    inverse = np.divide(np.float32(127), amax, out=np.zeros_like(amax), where=amax > 0)
+    d = (amax / np.float32(127)).astype(np.float16)
+    return (np.float64(d) * np.round(blocks * inverse)).reshape(x.shape)
+
+
 # ---- a whole model
 
 

@@ -100,10 +100,10 @@ def test_bad_sampling_values_are_refused_at_the_call(stories: LLM) -> None:
 
 
 def test_kinds_of_cache(stories: LLM) -> None:
-    with pytest.raises(InputError, match="same type"):
-        LLM(shared("models/stories260K-f32.gguf"), type_k="f16", type_v="f32")
-    with pytest.raises(InputError, match="the KV cache can be f16, f32"):
-        LLM(shared("models/stories260K-f32.gguf"), type_k="q4_0", type_v="q4_0")
+    with pytest.raises(InputError, match="type_v=q4_0: the KV cache can be f16, f32, q8_0"):
+        LLM(shared("models/stories260K-f32.gguf"), type_v="q4_0")
+    with pytest.raises(InputError, match="type_k=q8_0: needs heads that are a multiple of 32 wide, these are 8"):
+        LLM(shared("models/stories260K-f32.gguf"), type_k="q8_0")
     exact = LLM(shared("models/stories260K-f32.gguf"), type_k="f32", type_v="f32")
     assert (
         "".join(exact.generate("", n_predict=60, temp=0))

@@ -14,7 +14,7 @@ IDS = np.random.default_rng(3).integers(0, 48, 24)
 
 
 def logits(path: Path) -> tuple[np.ndarray, list[str]]:
-    m = Model(path, n_threads=2, kv_kind="f32")
+    m = Model(path, n_threads=2, type_k="f32", type_v="f32")
     found = m.forward(IDS, 0, len(IDS))
     warnings = m.warnings
     m.close()

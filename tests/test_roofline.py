@@ -39,9 +39,9 @@ def instance(**values: int) -> Instance:
 
 
 class Cache:
-    """Of 3 layers; 48 bytes a position and layer."""
+    """48 bytes a position and layer."""
 
-    block_bytes = 3 * 48 * 256
+    layer_bytes = 48 * 256
 
 
 # ---- what is counted
@@ -65,7 +65,7 @@ def test_what_attention_must_do_is_that_of_every_step(test: Instance, n_step: in
         pairs += sum(past + t + 1 for t in range(n))
         n_read += past + n
         past += n
-    assert Attended.of(test, n_step, Cache(), 3) == Attended(pairs, n_read, 48)  # type: ignore[arg-type]
+    assert Attended.of(test, n_step, Cache()) == Attended(pairs, n_read, 48)  # type: ignore[arg-type]
 
 
 def test_the_work_of_operations() -> None:
@@ -82,7 +82,7 @@ def test_the_work_of_operations() -> None:
     stored = work_of(Op("attention.store_f16", "n_tokens", {"k": out}), 7, 2, attended)
     assert stored == Work(7 * out.ld)
     args = {"q": out, "out": out, "n_head_kv": 2, "group": 4, "head_dim": 16}
-    attention = work_of(Op("attention.f16", "n_tokens", args), 7, 2, attended)
+    attention = work_of(Op("attention.f16_f16", "n_tokens", args), 7, 2, attended)
     assert attention == Work(7 * 2 * out.ld + 20 * 48, 4 * 2 * 4 * 16 * 100)
     floats = Weight("w", LAYOUTS["F16"], 64, 256)
     assert work_of(Op("f16.matmul", "n_tokens", {"w": floats}), 1, 1, attended).arithmetic == "f32"
@@ -156,7 +156,7 @@ def test_rooflines_of_a_model(quick) -> None:
     assert [r.test.name for r in found] == ["pp8", "tg2", "pp8 @ d4", "tg2 @ d4"]
     for roofline in found:
         labels = {row.label for row in roofline.rows}
-        assert {"matmul F32", "lookup F32", "attention.f16"} <= labels
+        assert {"matmul F32", "lookup F32", "attention.f16_f16"} <= labels
         seconds = [row.seconds for row in roofline.rows]
         assert seconds == sorted(seconds, reverse=True) and roofline.seconds > 0
     (matmul,) = (row for row in found[1].rows if row.label == "matmul F32")

@@ -15,7 +15,7 @@ from qllama.bench.parameters import Instance, Parameters
 from qllama.bench.results import About, Result, about
 from qllama.errors import FileError, InputError, printable
 from qllama.gguf import open_gguf
-from qllama.kv_cache import element_bytes
+from qllama.kv_cache import check_type
 from qllama.model import Model, Progress, declare
 from qllama.stopwatch import Stopwatch
 from qllama.tokenizer import load_tokenizer
@@ -49,11 +49,9 @@ class Options:
 def check(parameters: Parameters) -> dict[str, Checked]:
     """Model -> what it is. Raises InputError for whatever would fail later, when other tests have taken their time."""
     for k in parameters.type_k:
-        element_bytes(k, "-ctk")
-        for v in parameters.type_v:
-            element_bytes(v, "-ctv")
-            if k != v:
-                raise InputError(f"-ctk {k}, -ctv {v}: keys and values must have the same type")
+        check_type(k, option="-ctk")
+    for v in parameters.type_v:
+        check_type(v, option="-ctv")
     if not parameters.tests:
         raise InputError("there is nothing to measure: -p and -n are 0 and no -pg is given")
     return {model: _check(model) for model in parameters.model}
@@ -117,7 +115,7 @@ class Runner:
     def __init__(self, tests: Sequence[Instance], checked: dict[str, Checked], progress: Progress) -> None:
         first = tests[0]
         n_ctx = max(test.n_ctx for test in tests)
-        self.model = Model(first.model, n_ctx, first.n_threads, first.n_step, first.type_k, progress)
+        self.model = Model(first.model, n_ctx, first.n_threads, first.n_step, first.type_k, first.type_v, progress)
         self.bos = checked[first.model].bos
         self.random = np.random.default_rng(SEED)
         self.n_filled = 0  # positions that have tokens of a depth

@@ -102,12 +102,12 @@ class Attended:
     position_bytes: float  # of the keys and values of a position
 
     @classmethod
-    def of(cls, test: Instance, n_step: int, cache: KVCache, n_layer: int) -> "Attended":
+    def of(cls, test: Instance, n_step: int, cache: KVCache) -> "Attended":
         """n_step is the most tokens of a step."""
         n, d = test.n_tokens, test.n_depth
         ends = [min(first + n_step, test.n_prompt) for first in range(0, test.n_prompt, n_step)]
         ends += range(test.n_prompt + 1, n + 1)
-        return cls(n * d + n * (n + 1) // 2, sum(ends) + d * len(ends), cache.block_bytes / n_layer / POSITIONS)
+        return cls(n * d + n * (n + 1) // 2, sum(ends) + d * len(ends), cache.layer_bytes / POSITIONS)
 
 
 def rooflines(parameters: Parameters, checked: dict[str, Checked], options: Options) -> Iterator[Roofline]:
@@ -125,7 +125,7 @@ def _roofline(
 ) -> Roofline:  # fmt: skip
     """The test as it is, and with the stopwatch: of both the best repetition."""
     seconds, model = min(runner.run(test, options, report)) / 1e9, runner.model
-    attended = Attended.of(test, model.n_batch, model.cache, model.hparams.n_layer)
+    attended = Attended.of(test, model.n_batch, model.cache)
     watches = []
     for i in range(options.repetitions):
         report(f"operations {i + 1}/{options.repetitions}")
@@ -160,7 +160,7 @@ def work_of(op: Op, n_rows: int, n_steps: int, attended: Attended) -> Work:
     activations = n_rows * sum(value.ld for value in op.args.values() if isinstance(value, Buffer))
     weight = weight_of(op)
     if weight is None:
-        if "group" in op.args:
+        if "q" in op.args:
             return _attention(op, activations, attended)
         return Work(activations, n_rows * PER_VALUE.get(op.kernel, 0) * _n_values(op))
     if op.kernel.endswith(".lookup"):

@@ -1,28 +1,27 @@
-"""Attention over the block-wise KV cache, and storing into it.
+"""Attention over the block-wise KV cache; how keys and values lie in it is kv.py's business.
 
-A cache block has POSITIONS positions of all layers. In it, each key head is [position // 16][head_dim][16 positions],
-each value head [position][value width], the width padded to 32. So keys and values are both read like packed weights:
-one vector, many rows of queries.
+A block of the cache is also the piece of the online softmax: its partial result (maximum, sum, weighted values) never
+depends on the other blocks, and partial results are merged in order. So neither threads nor batches change a bit, and
+with few tokens the pieces of a head can be shared out among the threads.
 
-A block is also the piece of the online softmax: its partial result (maximum, sum, weighted values) never depends on the
-other blocks, and partial results are merged in order. So neither threads nor batches change a bit.
+With many (token, head) rows keys and values are widened to float32 a chunk at a time, once for all of them; with few,
+as when a token is decoded, they are read from the cache straight into the sums.
 """
 
 from typing import Any
 
 import numpy as np
 
-from qllama.jit import function, register
+from qllama.jit import function, kernel, register
 from qllama.kernels.exp import exp
-from qllama.kernels.layouts import ATTENTION_ROWS, POSITIONS
+from qllama.kernels.kv import KINDS
+from qllama.kernels.layouts import ATTENTION_ROWS, CACHE_BYTES, CHUNK, FEW_ROWS, POSITIONS
 from qllama.kernels.rows import take
 from qllama.kernels.tiles import TILE, TILE_F32
 from qllama.simd import (
     add,
-    add_i32,
     fma,
     lane_ids,
-    load_f16x16,
     load_f32,
     load_f32x16,
     load_i64,
@@ -31,9 +30,6 @@ from qllama.simd import (
     mul,
     select_below,
     splat_f32,
-    splat_i32,
-    store_f16,
-    store_f16x16,
     store_f32,
     store_f32x16,
     sub,
@@ -44,25 +40,31 @@ from qllama.simd import (
 )
 
 SCORES = POSITIONS * 4  # bytes of one row of scores
+WIDE = CHUNK * 4  # bytes of one row of widened keys or values
+DIRECT = max(TILE, TILE_F32)  # rows up to which nothing is widened
 NEG_INF = np.float32(-np.inf)
+assert CHUNK == 32
 
 
 @function
 def softmax_piece(scores, n):
     """scores[i] -> exp(scores[i] - max) for i < n, zero for the rest of the piece; returns (max, sum)."""
-    top = splat_f32(NEG_INF)
-    for i in range(0, n, 16):
-        lanes = add_i32(lane_ids(), splat_i32(np.int32(i)))
-        top = maximum(top, select_below(lanes, np.int32(n), load_f32x16(scores + 4 * i), splat_f32(NEG_INF)))
+    top, zero = splat_f32(NEG_INF), splat_f32(np.float32(0))
+    whole = n // 16 * 16
+    for i in range(0, whole, 16):
+        top = maximum(top, load_f32x16(scores + 4 * i))
+    for i in range(whole, n, 16):
+        top = maximum(top, select_below(lane_ids(), np.int32(n - i), load_f32x16(scores + 4 * i), splat_f32(NEG_INF)))
     m = max_lanes(top)
-    zero = splat_f32(np.float32(0))
     total = zero
-    for i in range(0, POSITIONS, 16):
+    for i in range(0, whole, 16):
+        p = exp(sub(load_f32x16(scores + 4 * i), splat_f32(m)))
+        store_f32x16(scores + 4 * i, p)
+        total = add(total, p)
+    for i in range(whole, POSITIONS, 16):
         p = zero
         if i < n:
-            lanes = add_i32(lane_ids(), splat_i32(np.int32(i)))
-            p = exp(sub(load_f32x16(scores + 4 * i), splat_f32(m)))
-            p = select_below(lanes, np.int32(n), p, zero)
+            p = select_below(lane_ids(), np.int32(n - i), exp(sub(load_f32x16(scores + 4 * i), splat_f32(m))), zero)
         store_f32x16(scores + 4 * i, p)
         total = add(total, p)
     return m, sum_lanes(total)
@@ -72,6 +74,14 @@ def softmax_piece(scores, n):
 def exp1(x):
     """exp of one float32."""
     return max_lanes(exp(splat_f32(x)))
+
+
+@function
+def begin_merge(state, out, width):
+    store_f32(state, NEG_INF)
+    store_f32(state + 4, np.float32(0))
+    for i in range(0, width, 16):
+        store_f32x16(out + 4 * i, splat_f32(np.float32(0)))
 
 
 @function
@@ -87,135 +97,188 @@ def merge_piece(state, m, total, values, out, width):
         store_f32x16(out + 4 * i, fma(load_f32x16(values + 4 * i), splat_f32(new), kept))
 
 
-def attention_kernels(name: str, size: int, load: Any, store: Any, store_vector: Any) -> None:
-    """Register `attention.NAME` and `attention.store_NAME` for a cache of elements of `size` bytes."""
+@function
+def end_merge(state, values, out, head_dim, width):
+    """out = values / sum: a head of the result."""
+    inverse = splat_f32(np.float32(1) / load_f32(state + 4))
+    for i in range(0, width, 16):
+        store_f32x16(values + 4 * i, mul(load_f32x16(values + 4 * i), inverse))
+    for d in range(head_dim):
+        store_f32(out + 4 * d, load_f32(values + 4 * d))
+
+
+@function
+def product(wide, n, x, ld_x, out, ld_out, n_row):
+    """out[r][0..31] = sum over i < n of x[r][i] * wide[i][0..31]; n_row is a multiple of the tile."""
+    for r in range(0, n_row, TILE_F32):
+        low, high = tile(TILE_F32), tile(TILE_F32)
+        at, scalar = wide, x + r * ld_x
+        for _ in range(n):
+            low = tile_fma(low, load_f32x16(at), scalar, ld_x)
+            high = tile_fma(high, load_f32x16(at + 64), scalar, ld_x)
+            at += WIDE
+            scalar += 4
+        tile_store(low, out + r * ld_out, ld_out)
+        tile_store(high, out + r * ld_out + 64, ld_out)
+
+
+def direct_product(add_rows: Any) -> Any:
+    """The same from the cache itself, for the rows of one tile."""
 
     @function
-    def score(like, rows, k, q, out, head_dim, n_row, n):
-        """out[row][position] = q[row] . k[position] for the n positions of a piece, `rows` rows (a tile) at a time."""
-        for r in range(0, n_row, rows):
-            for i in range(0, n, 32):
-                low, high = like, like
-                at, query = k + i * size * head_dim, q + 4 * r * head_dim
-                for _ in range(head_dim):
-                    low = tile_fma(low, load(at), query, 4 * head_dim)
-                    high = tile_fma(high, load(at + 16 * size * head_dim), query, 4 * head_dim)
-                    at += 16 * size
-                    query += 4
-                tile_store(low, out + r * SCORES + 4 * i, SCORES)
-                tile_store(high, out + r * SCORES + 4 * i + 64, SCORES)
+    def one_tile(zero, src, n, x, ld_x, out, ld_out):
+        low, high = add_rows(zero, zero, src, n, x, ld_x)
+        tile_store(low, out, ld_out)
+        tile_store(high, out + 64, ld_out)
 
     @function
-    def weigh(like, rows, v, p, out, width, n_row, n):
-        """out[row] = sum of p[row][position] * v[position]."""
-        for r in range(0, n_row, rows):
-            for i in range(0, width, 32):
-                low, high = like, like
-                at, weight = v + i * size, p + r * SCORES
-                for _ in range(n):
-                    low = tile_fma(low, load(at), weight, SCORES)
-                    high = tile_fma(high, load(at + 16 * size), weight, SCORES)
-                    at += width * size
-                    weight += 4
-                tile_store(low, out + 4 * (r * width + i), 4 * width)
-                tile_store(high, out + 4 * (r * width + i) + 64, 4 * width)
+    def direct(src, n, x, ld_x, out, ld_out, n_row):
+        if n_row == 1:
+            one_tile(tile(1), src, n, x, ld_x, out, ld_out)
+        elif n_row == TILE:
+            one_tile(tile(TILE), src, n, x, ld_x, out, ld_out)
+        else:
+            one_tile(tile(TILE_F32), src, n, x, ld_x, out, ld_out)
+
+    return direct
+
+
+@function
+def gather_queries(q, ld_q, to, n_row, group, head_dim, scale):
+    """The scaled queries of n_row (token, head) rows, one after the other; row r is token r // group."""
+    for r in range(n_row):
+        src = q + r // group * ld_q + r % group * head_dim * 4
+        for d in range(head_dim):
+            store_f32(to + 4 * (r * head_dim + d), load_f32(src + 4 * d) * scale)
+
+
+@function
+def whole_tiles(n_row):
+    """Rows of the tiles that n_row rows are computed in."""
+    if n_row <= 1:
+        return n_row
+    return TILE if n_row <= TILE else (n_row + TILE_F32 - 1) // TILE_F32 * TILE_F32
+
+
+@function
+def few(n_rows, group):
+    """Whether the pieces of a head are work of their own: then one item has all tokens."""
+    return n_rows <= min(FEW_ROWS, max(1, ATTENTION_ROWS // group))
+
+
+def attention_kernel(kind_k: str, kind_v: str) -> Any:
+    """`attention.K_V` for a cache of keys of type K and values of type V."""
+    widen_keys, widen_values = KINDS[kind_k].widen_keys, KINDS[kind_v].widen_values
+    direct_keys, direct_values = direct_product(KINDS[kind_k].add_keys), direct_product(KINDS[kind_v].add_values)
+    key_bytes, value_bytes = CACHE_BYTES[kind_k], CACHE_BYTES[kind_v]
 
     @function
-    def gather_queries(q, ld_q, to, first, n_row, group, head_dim, scale):
-        """The scaled queries of n_row (token, head) rows, one after the other; row r is token r // group."""
-        for r in range(n_row):
-            src = q + (first + r // group) * ld_q + r % group * head_dim * 4
-            for d in range(head_dim):
-                store_f32(to + 4 * (r * head_dim + d), load_f32(src + 4 * d) * scale)
+    def one_piece(k, v, queries, scores, parts, ld_part, wide, position, n_row, n_tile_row, group, head_dim, width):
+        """The part of one piece of one head: values, and (max, sum) behind them, for rows that see any of it.
 
-    @function
-    def one_head(kv_blocks, k_at, v_at, position, q, out, scratch, n_row, n_tile_row, group, head_dim, width):
-        """All rows of one key-value head; row r sees positions up to position + r // group."""
-        scores = scratch
-        part = scores + n_tile_row * SCORES
-        state = part + n_tile_row * width * 4
-        for r in range(n_tile_row):
-            store_f32(state + 8 * r, NEG_INF)
-            store_f32(state + 8 * r + 4, np.float32(0))
-            for i in range(0, width, 16):
-                store_f32x16(out + 4 * (r * width + i), splat_f32(np.float32(0)))
-        last = position + (n_row - 1) // group
-        for piece in range(last // POSITIONS + 1):
-            block = load_i64(kv_blocks + 8 * piece)
-            n = min(last + 1 - piece * POSITIONS, POSITIONS)
-            if n_tile_row >= TILE_F32:
-                score(tile(TILE_F32), TILE_F32, block + k_at, q, scores, head_dim, n_tile_row, n)
+        Row r sees the piece's first position + r // group + 1 positions.
+        """
+        n = min(position + (n_row - 1) // group + 1, POSITIONS)
+        for i in range(0, n, CHUNK):
+            src = k + i // CHUNK * head_dim * key_bytes
+            if n_tile_row <= DIRECT:
+                direct_keys(src, head_dim, queries, 4 * head_dim, scores + 4 * i, SCORES, n_tile_row)
             else:
-                score(tile(TILE), TILE, block + k_at, q, scores, head_dim, n_tile_row, n)
-            for r in range(n_row):
-                visible = min(position + r // group + 1 - piece * POSITIONS, POSITIONS)
-                m, total = softmax_piece(scores + r * SCORES, max(visible, 0))
-                store_f32(state + 8 * (n_tile_row + r), m)
-                store_f32(state + 8 * (n_tile_row + r) + 4, total)
-            if n_tile_row >= TILE_F32:
-                weigh(tile(TILE_F32), TILE_F32, block + v_at, scores, part, width, n_tile_row, n)
-            else:
-                weigh(tile(TILE), TILE, block + v_at, scores, part, width, n_tile_row, n)
-            for r in range(n_row):
-                m, total = load_f32(state + 8 * (n_tile_row + r)), load_f32(state + 8 * (n_tile_row + r) + 4)
-                if total > np.float32(0):
-                    merge_piece(state + 8 * r, m, total, part + 4 * r * width, out + 4 * r * width, width)
+                widen_keys(src, wide, head_dim)
+                product(wide, head_dim, queries, 4 * head_dim, scores + 4 * i, SCORES, n_tile_row)
         for r in range(n_row):
-            inverse = np.float32(1) / load_f32(state + 8 * r + 4)
-            for i in range(0, width, 16):
-                at = out + 4 * (r * width + i)
-                store_f32x16(at, mul(load_f32x16(at), splat_f32(inverse)))
+            visible = min(position + r // group + 1, POSITIONS)
+            m, total = softmax_piece(scores + r * SCORES, max(visible, 0))
+            store_f32(parts + r * ld_part + 4 * width, m)
+            store_f32(parts + r * ld_part + 4 * width + 4, total)
+        for i in range(0, width, CHUNK):
+            src = v + i // CHUNK * POSITIONS * value_bytes
+            if n_tile_row <= DIRECT:
+                direct_values(src, n, scores, SCORES, parts + 4 * i, ld_part, n_tile_row)
+            else:
+                widen_values(src, wide, n)
+                product(wide, n, scores, SCORES, parts + 4 * i, ld_part, n_tile_row)
 
     def attention(
         job, tid, n_rows, n_past, kv_blocks, q, out, scratch, ld_scratch, scale: float, n_head_kv, group, head_dim,
-        width, k_at, v_at, ld_q, ld_out,
+        width, k_at, v_at, parts_at, ld_part, ld_q, ld_out,
     ):  # fmt: skip
-        """Items are (tile of tokens, key-value head): the keys and values of a head are read once for its group."""
+        """Items are (tile of tokens, key-value head): the keys and values of a head are read once for its group.
+
+        With few tokens an item is (piece, key-value head), and its part goes to the piece's block for `merge`.
+        """
+        apart = few(n_rows, group)
         per_item = max(1, ATTENTION_ROWS // group)
-        n_item = (n_rows + per_item - 1) // per_item * n_head_kv
-        mine = scratch + tid * ld_scratch
+        n_piece = (n_past + n_rows - 1) // POSITIONS + 1
+        n_item = (n_piece if apart else (n_rows + per_item - 1) // per_item) * n_head_kv
         item = take(job, n_item, 1)
         while item < n_item:
+            h = item % n_head_kv
             # The last tokens see the most: they go first, so that threads end together.
-            first, h = (n_item - 1 - item) // n_head_kv * per_item, item % n_head_kv
-            n_row = min(per_item, n_rows - first) * group
-            tile_rows = TILE_F32 if n_row > TILE else TILE
-            n_tile_row = (n_row + tile_rows - 1) // tile_rows * tile_rows
-            queries = mine
+            first = 0 if apart else (n_item - 1 - item) // n_head_kv * per_item
+            n_token = min(per_item, n_rows - first)
+            n_row = n_token * group
+            n_tile_row = whole_tiles(n_row)
+            queries = scratch + tid * ld_scratch
             result = queries + 4 * n_tile_row * head_dim
-            rest = result + 4 * n_tile_row * width
-            gather_queries(q + h * group * head_dim * 4, ld_q, queries, first, n_row, group, head_dim, scale)
-            one_head(
-                kv_blocks, k_at + h * POSITIONS * head_dim * size, v_at + h * POSITIONS * width * size, n_past + first,
-                queries, result, rest, n_row, n_tile_row, group, head_dim, width,
-            )  # fmt: skip
-            for r in range(n_row):
-                to = out + (first + r // group) * ld_out + (h * group + r % group) * head_dim * 4
-                for d in range(head_dim):
-                    store_f32(to + 4 * d, load_f32(result + 4 * (r * width + d)))
+            scores = result + 4 * n_tile_row * width
+            parts = scores + n_tile_row * SCORES
+            wide = parts + n_tile_row * ld_part
+            states = wide + WIDE * max(head_dim, POSITIONS)
+            keys, values = h * POSITIONS // CHUNK * head_dim * key_bytes, h * width // CHUNK * POSITIONS * value_bytes
+            gather_queries(q + first * ld_q + h * group * head_dim * 4, ld_q, queries, n_row, group, head_dim, scale)
+            piece, end = 0, (n_past + first + n_token - 1) // POSITIONS + 1
+            if apart:
+                piece, end = item // n_head_kv, item // n_head_kv + 1
+            else:
+                for r in range(n_row):
+                    begin_merge(states + 8 * r, result + 4 * r * width, width)
+            while piece < end:
+                block, position = load_i64(kv_blocks + 8 * piece), n_past + first - piece * POSITIONS
+                one_piece(
+                    block + k_at + keys, block + v_at + values, queries, scores, parts, ld_part, wide, position, n_row,
+                    n_tile_row, group, head_dim, width,
+                )  # fmt: skip
+                for r in range(n_row):
+                    part = parts + r * ld_part
+                    if apart:
+                        to = block + parts_at + (r // group * n_head_kv * group + h * group + r % group) * ld_part
+                        for i in range(0, ld_part, 64):
+                            store_f32x16(to + i, load_f32x16(part + i))
+                    elif position + r // group >= 0:
+                        m, total = load_f32(part + 4 * width), load_f32(part + 4 * width + 4)
+                        merge_piece(states + 8 * r, m, total, part, result + 4 * r * width, width)
+                piece += 1
+            if not apart:
+                for r in range(n_row):
+                    to = out + (first + r // group) * ld_out + (h * group + r % group) * head_dim * 4
+                    end_merge(states + 8 * r, result + 4 * r * width, to, head_dim, width)
             item = take(job, n_item, 1)
 
-    def store_kv(job, n_rows, n_past, kv_blocks, k, v, n_head_kv, head_dim, width, k_at, v_at, ld_k, ld_v):
-        """Keys and values of the step's tokens into the cache."""
-        item = take(job, n_rows * n_head_kv, 4)
-        while item < n_rows * n_head_kv:
-            for j in range(item, min(item + 4, n_rows * n_head_kv)):
-                t, h = j // n_head_kv, j % n_head_kv
-                position = (n_past + t) % POSITIONS
-                block = load_i64(kv_blocks + 8 * ((n_past + t) // POSITIONS))
-                head = block + k_at + h * POSITIONS * head_dim * size
-                to = head + (position // 16 * head_dim * 16 + position % 16) * size
-                for d in range(head_dim):
-                    store(to + 16 * size * d, load_f32(k + t * ld_k + 4 * (h * head_dim + d)))
-                to = block + v_at + (h * POSITIONS + position) * width * size
-                for d in range(0, head_dim, 16):
-                    store_vector(to + d * size, load_f32x16(v + t * ld_v + 4 * (h * head_dim + d)))
-            item = take(job, n_rows * n_head_kv, 4)
-
-    register(f"attention.{name}", attention)
-    register(f"attention.store_{name}", store_kv)
+    return attention
 
 
-attention_kernels("f16", 2, load_f16x16, store_f16, store_f16x16)
-attention_kernels("f32", 4, load_f32x16, store_f32, store_f32x16)
-assert POSITIONS % 32 == 0
+for _k in KINDS:
+    for _v in KINDS:
+        register(f"attention.{_k}_{_v}", attention_kernel(_k, _v))
+
+
+@kernel
+def merge(
+    job, tid, n_rows, n_past, kv_blocks, out, scratch, ld_scratch, n_head, group, head_dim, width, parts_at, ld_part,
+    ld_out,
+):  # fmt: skip
+    """With few tokens: the parts of each (token, head), in the order of the pieces."""
+    n_item = n_rows * n_head if few(n_rows, group) else 0
+    values = scratch + tid * ld_scratch
+    state = values + 4 * width
+    item = take(job, n_item, 1)
+    while item < n_item:
+        t, h = item // n_head, item % n_head
+        begin_merge(state, values, width)
+        for piece in range((n_past + t) // POSITIONS + 1):
+            part = load_i64(kv_blocks + 8 * piece) + parts_at + item * ld_part
+            m, total = load_f32(part + 4 * width), load_f32(part + 4 * width + 4)
+            merge_piece(state, m, total, part, values, width)
+        end_merge(state, values, out + t * ld_out + h * head_dim * 4, head_dim, width)
+        item = take(job, n_item, 1)

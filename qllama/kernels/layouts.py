@@ -15,7 +15,10 @@ PANEL = 32  # rows
 BLOCK_Q8 = 48
 
 POSITIONS = 256  # of a block of the KV cache, which is also the piece of the online softmax
-ATTENTION_ROWS = 16  # (token, head) rows that share one reading of a key-value head, unless a group has more
+CHUNK = 32  # positions of keys, or channels of values, that lie side by side in the cache (kv.py)
+CACHE_BYTES = {"f16": 64, "f32": 128, "q8_0": 34}  # of CHUNK cached elements
+ATTENTION_ROWS = 64  # (token, head) rows that share one reading of a key-value head, unless a group has more
+FEW_ROWS = 4  # tokens up to which the pieces of a head are work of their own, merged afterwards
 GROWTH = 1.06  # of a type's bits per weight, what is more is said when a model is loaded
 MAX_TILE = 8  # the most tokens of a register tile on any ISA
 
@@ -122,7 +125,17 @@ def row_bytes(activation: str, n_in: int) -> int:
     return n_in // 32 * BLOCK_Q8 if activation == Q8 else padded(n_in) * 4
 
 
+def item_tokens(group: int) -> int:
+    """Tokens that attention takes at a time when `group` heads share keys and values."""
+    return max(1, ATTENTION_ROWS // group)
+
+
 def attention_scratch(group: int, head_dim: int) -> int:
-    """Bytes of scratch that a thread needs for attention: queries, results, scores, a piece's part, and the sums."""
-    rows = max(1, ATTENTION_ROWS // group) * group + MAX_TILE
-    return 4 * rows * (head_dim + 2 * padded(head_dim) + POSITIONS + 4) + 256
+    """Bytes of scratch of a thread: queries, results, scores, a piece's parts, running sums, and what is widened."""
+    rows, width = item_tokens(group) * group + MAX_TILE, padded(head_dim)
+    return rows * (4 * (head_dim + width + POSITIONS) + part_bytes(width) + 8) + 4 * CHUNK * max(head_dim, POSITIONS)
+
+
+def part_bytes(width: int) -> int:
+    """Bytes of one row's part of a piece: the weighted values, their maximum and sum, to a whole cache line."""
+    return 4 * width + 64

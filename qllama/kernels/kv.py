@@ -1,0 +1,197 @@
+"""How keys and values lie in the cache, per type: storing them, and widening them to float32 for attention.
+
+A block of the cache has POSITIONS positions of all layers. A key head is a row of chunks of CHUNK positions, in each of
+which the positions lie side by side, so that a vector has one dimension of many positions. A value head is a row of
+chunks of CHUNK channels, in each of which position follows position. CHUNK elements take CACHE_BYTES of their type.
+
+q8_0: 32 values share a scale (float16), as in the file format. A key chunk has for each 32 dimensions the 32 scales and
+then 32 x 32 bytes; a value chunk has for each position the scale and 32 bytes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from qllama.jit import function, register
+from qllama.kernels.layouts import CACHE_BYTES, CHUNK, POSITIONS
+from qllama.kernels.matmul import ask_ahead
+from qllama.kernels.quants import quantize_block
+from qllama.kernels.rows import take
+from qllama.simd import (
+    load_f16,
+    load_f16x16,
+    load_f32,
+    load_f32x16,
+    load_i8x16_f32,
+    load_i64,
+    load_u8,
+    mul,
+    splat_f32,
+    store_f16,
+    store_f16x16,
+    store_f32,
+    store_f32x16,
+    store_i64,
+    store_u8,
+    tile_fma,
+)
+
+Q8_BLOCK = CHUNK * CACHE_BYTES["q8_0"]  # 32 positions x 32 dimensions
+assert Q8_BLOCK == CHUNK * (2 + CHUNK)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The functions of one type.
+
+    `add_keys(low, high, src, head_dim, x, ld_x)`: the tiles low and high plus the products of a chunk's positions with
+    the rows of x, (low, high); `add_values` the same for n positions and a chunk's channels. `widen_keys(src, out,
+    head_dim)`: a chunk to out[dimension][position]; `widen_values(src, out, n)`: n positions of a chunk to
+    out[position][channel]; `store_key(x, to, lane, head_dim, scratch)`: a head to position `lane` of the chunk
+    at `to`; `store_value(x, to, ld, head_dim, scratch)`: a head, a chunk of channels every `ld` bytes.
+    """
+
+    add_keys: Any
+    add_values: Any
+    widen_keys: Any
+    widen_values: Any
+    store_key: Any
+    store_value: Any
+
+
+def _float_kind(size: int, load: Any, store: Any, store_vector: Any) -> Kind:
+    @function
+    def add_rows(low, high, src, n, x, ld_x):
+        for _ in range(n):
+            ask_ahead(src, CHUNK * size)
+            low = tile_fma(low, load(src), x, ld_x)
+            high = tile_fma(high, load(src + 16 * size), x, ld_x)
+            src += CHUNK * size
+            x += 4
+        return low, high
+
+    @function
+    def widen(src, out, n):
+        """n rows of CHUNK elements."""
+        for _ in range(n):
+            ask_ahead(src, CHUNK * size)
+            store_f32x16(out, load(src))
+            store_f32x16(out + 64, load(src + 16 * size))
+            src += CHUNK * size
+            out += CHUNK * 4
+
+    @function
+    def store_key(x, to, lane, head_dim, scratch):
+        to += lane * size
+        for d in range(head_dim):
+            store(to + CHUNK * size * d, load_f32(x + 4 * d))
+
+    @function
+    def store_value(x, to, ld, head_dim, scratch):
+        for d in range(0, head_dim, 16):
+            store_vector(to + d // CHUNK * ld + d % CHUNK * size, load_f32x16(x + 4 * d))
+
+    return Kind(add_rows, add_rows, widen, widen, store_key, store_value)
+
+
+def _q8_kind() -> Kind:
+    @function
+    def add_keys(low, high, src, head_dim, x, ld_x):
+        for _ in range(0, head_dim, CHUNK):
+            d_low, d_high = load_f16x16(src), load_f16x16(src + 32)
+            for d in range(CHUNK):
+                at = src + 2 * CHUNK + CHUNK * d
+                ask_ahead(at, 1)
+                low = tile_fma(low, mul(load_i8x16_f32(at), d_low), x, ld_x)
+                high = tile_fma(high, mul(load_i8x16_f32(at + 16), d_high), x, ld_x)
+                x += 4
+            src += Q8_BLOCK
+        return low, high
+
+    @function
+    def add_values(low, high, src, n, x, ld_x):
+        for _ in range(n):
+            ask_ahead(src, 1)
+            d = splat_f32(load_f16(src))
+            low = tile_fma(low, mul(load_i8x16_f32(src + 2), d), x, ld_x)
+            high = tile_fma(high, mul(load_i8x16_f32(src + 18), d), x, ld_x)
+            src += 2 + CHUNK
+            x += 4
+        return low, high
+
+    @function
+    def widen_keys(src, out, head_dim):
+        for _ in range(0, head_dim, CHUNK):
+            low, high = load_f16x16(src), load_f16x16(src + 32)
+            for d in range(CHUNK):
+                at = src + 2 * CHUNK + CHUNK * d
+                ask_ahead(at, 1)
+                store_f32x16(out, mul(load_i8x16_f32(at), low))
+                store_f32x16(out + 64, mul(load_i8x16_f32(at + 16), high))
+                out += CHUNK * 4
+            src += Q8_BLOCK
+
+    @function
+    def widen_values(src, out, n):
+        for _ in range(n):
+            ask_ahead(src, 1)
+            d = splat_f32(load_f16(src))
+            store_f32x16(out, mul(load_i8x16_f32(src + 2), d))
+            store_f32x16(out + 64, mul(load_i8x16_f32(src + 18), d))
+            src += 2 + CHUNK
+            out += CHUNK * 4
+
+    @function
+    def store_key(x, to, lane, head_dim, scratch):
+        for i in range(0, head_dim, CHUNK):
+            quantize_block(load_f32x16(x + 4 * i), load_f32x16(x + 4 * i + 64), scratch)
+            store_f16(to + 2 * lane, load_f32(scratch))
+            for d in range(CHUNK):
+                store_u8(to + 2 * CHUNK + CHUNK * d + lane, load_u8(scratch + 16 + d))
+            to += Q8_BLOCK
+
+    @function
+    def store_value(x, to, ld, head_dim, scratch):
+        for i in range(0, head_dim, CHUNK):
+            quantize_block(load_f32x16(x + 4 * i), load_f32x16(x + 4 * i + 64), scratch)
+            store_f16(to, load_f32(scratch))
+            for d in range(0, CHUNK, 8):
+                store_i64(to + 2 + d, load_i64(scratch + 16 + d))
+            to += ld
+
+    return Kind(add_keys, add_values, widen_keys, widen_values, store_key, store_value)
+
+
+KINDS = {
+    "f16": _float_kind(2, load_f16x16, store_f16, store_f16x16),
+    "f32": _float_kind(4, load_f32x16, store_f32, store_f32x16),
+    "q8_0": _q8_kind(),
+}
+
+
+def _store(kind_k: str, kind_v: str) -> Any:
+    store_key, store_value = KINDS[kind_k].store_key, KINDS[kind_v].store_value
+    key_bytes, value_bytes = CACHE_BYTES[kind_k], CACHE_BYTES[kind_v]
+
+    def store(
+        job, tid, n_rows, n_past, kv_blocks, k, v, scratch, ld_scratch, n_head_kv, head_dim, width, k_at, v_at, ld_k,
+        ld_v,
+    ):  # fmt: skip
+        """Keys and values of the step's tokens into the cache."""
+        mine = scratch + tid * ld_scratch
+        item = take(job, n_rows * n_head_kv, 4)
+        while item < n_rows * n_head_kv:
+            for j in range(item, min(item + 4, n_rows * n_head_kv)):
+                t, h = j // n_head_kv, j % n_head_kv
+                block, position = load_i64(kv_blocks + 8 * ((n_past + t) // POSITIONS)), (n_past + t) % POSITIONS
+                keys = block + k_at + (h * (POSITIONS // CHUNK) + position // CHUNK) * head_dim * key_bytes
+                store_key(k + t * ld_k + 4 * h * head_dim, keys, position % CHUNK, head_dim, mine)
+                values = block + v_at + (h * (width // CHUNK) * POSITIONS + position) * value_bytes
+                store_value(v + t * ld_v + 4 * h * head_dim, values, POSITIONS * value_bytes, head_dim, mine)
+            item = take(job, n_rows * n_head_kv, 4)
+
+    return store
+
+
+for _k in KINDS:
+    for _v in KINDS:
+        register(f"kv.store_{_k}_{_v}", _store(_k, _v))
