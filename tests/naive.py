@@ -59,6 +59,7 @@ PARTS: dict[str, Parts] = {
     "IQ3_S": Parts(16, 0, None, {106: bytes(4)}, {}),
 }
 SCALED = ("Q2_K", "Q3_K")  # a group's scale is part of the integer dot product
+PAIRED = ("Q6_K",)  # the two groups of a block of activations are added before its scale
 ONE, ZERO = np.float16(1).tobytes(), bytes(2)
 
 
@@ -152,7 +153,7 @@ def matmul_bits(blocks: np.ndarray, type_name: str, x: np.ndarray) -> np.ndarray
     """W x for (n_tokens, n_in) float32: (n_tokens, n_out) float32, the very bits that a matmul has to give.
 
     Quantized: an integer dot product per group of columns, one float32 FMA for each and one for its min, groups in
-    order. Floats: one FMA per column, in order.
+    order (or see PAIRED). Floats: one FMA per column, in order.
     """
     total = np.zeros((len(x), len(blocks)), np.float32)
     if type_name not in PARTS:
@@ -170,6 +171,13 @@ def matmul_bits(blocks: np.ndarray, type_name: str, x: np.ndarray) -> np.ndarray
         dot = qx[:, g] @ q[:, g].T
         assert np.abs(dot).max(initial=0) < 2**24  # exact as float32
         block = activations[:, g * columns // 32, None]
+        if type_name in PAIRED:
+            if g % 2 == 0:
+                first = dot.astype(np.float32) * scales[None, :, g]
+            else:
+                both = fma(dot.astype(np.float32), scales[None, :, g], first)
+                total = fma(both, block["d"], total)
+            continue
         total = fma(dot.astype(np.float32), scales[None, :, g] * block["d"], total)  # the scale is rounded
         if PARTS[type_name].dmin is not None:
             total = fma(mins[None, :, g], block["dsum"], total)

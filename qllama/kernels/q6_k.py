@@ -27,7 +27,7 @@ from qllama.simd import (
     store_u8,
     store_u16,
     tile_dot_small,
-    tile_scale,
+    tile_scale_pair,
     tile_shl,
     tile_splat_i32,
     tile_sub_i32,
@@ -58,6 +58,12 @@ def _dots(acc_low, acc_high, at, x, ld_x, second):
 
 
 @function
+def _scale(total, acc_0, acc_1, d, scale, x, ld_x):
+    s_0, s_1 = mul(load_i8x16_f32(scale), d), mul(load_i8x16_f32(scale + 16), d)
+    return tile_scale_pair(total, acc_0, s_0, acc_1, s_1, x, ld_x)
+
+
+@function
 def times(zero, w, x, ld_x, out, ld_out, n_block, add):
     low, high = zero, zero
     for _ in range(n_block):
@@ -70,13 +76,11 @@ def times(zero, w, x, ld_x, out, ld_out, n_block, add):
             ask_ahead(at + HALF, BLOCK32)
             first = tile_splat_i32(zero, x + 8, ld_x)
             start = tile_shl(first, OFFSET)
-            sum_low, sum_high = _dots(start, start, at, x, ld_x, 0)
-            low = tile_scale(low, sum_low, mul(load_i8x16_f32(scale), d_low), x, ld_x)
-            high = tile_scale(high, sum_high, mul(load_i8x16_f32(scale + HALF), d_high), x, ld_x)
+            low_0, high_0 = _dots(start, start, at, x, ld_x, 0)
             start = tile_shl(tile_sub_i32(tile_splat_i32(zero, x + 4, ld_x), first), OFFSET)
-            sum_low, sum_high = _dots(start, start, at, x, ld_x, 1)
-            low = tile_scale(low, sum_low, mul(load_i8x16_f32(scale + 16), d_low), x, ld_x)
-            high = tile_scale(high, sum_high, mul(load_i8x16_f32(scale + HALF + 16), d_high), x, ld_x)
+            low_1, high_1 = _dots(start, start, at, x, ld_x, 1)
+            low = _scale(low, low_0, low_1, d_low, scale, x, ld_x)
+            high = _scale(high, high_0, high_1, d_high, scale + HALF, x, ld_x)
             scale += 32
             at += BLOCK32
             x += BLOCK_Q8

@@ -437,6 +437,20 @@ def tile_scale(b, t, total: tile_f32, acc: tile_i32, d: f32x16, base: addr, stri
 
 
 @tile_primitive
+def tile_scale_pair(
+    b, t, total: tile_f32, acc: tile_i32, d: f32x16, other: tile_i32, d_other: f32x16, base: addr, stride: addr
+) -> tile_f32:
+    """total + (acc * d + other * d_other) * the token's scale: two sums of one block of activations."""
+    out = []
+    for i in range(t):
+        first = b.fmul(b.sitofp(b.extract_value(acc, i), F32x16), d)
+        both = target.fma(b, b.sitofp(b.extract_value(other, i), F32x16), d_other, first)
+        scale = load_splat(b, offset(b, base, stride, i), LANE["f32"], 16)
+        out.append(target.fma(b, both, scale, b.extract_value(total, i)))
+    return array_of(b, out)
+
+
+@tile_primitive
 def tile_fma(b, t, total: tile_f32, v: f32x16, base: addr, stride: addr) -> tile_f32:
     """total + v * the token's scalar."""
     out = []
