@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qllama import cpu, jit
-from qllama.kernels.layouts import F32, PANEL, Layout, row_bytes
+from qllama.kernels.layouts import F32, MAX_TILE, PANEL, Layout, row_bytes
 from qllama.team import aligned
 
 GUARD = 256  # bytes after each buffer: a kernel may read a whole vector where a row's last values are
@@ -109,7 +109,8 @@ class Plan:
 
 
 def _span(buffer: Buffer, n_rows: int) -> int:
-    return -(-(n_rows * buffer.ld + GUARD) // 64) * 64
+    """Bytes of a buffer: the last tile of a matmul may have rows of its own behind the step's."""
+    return -(-((n_rows + MAX_TILE - 2) * buffer.ld + GUARD) // 64) * 64
 
 
 class BoundPlan:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qllama import jit
-from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS, attention_scratch, padded
+from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS, MAX_TILE, attention_scratch, padded
 from qllama.kv_cache import KVCache
 from qllama.plan import GUARD, TOKENS, Argument, BoundPlan, Plan
 from qllama.team import Team, aligned
@@ -104,15 +104,21 @@ def matmul(
     grain: int = 1,
 ) -> np.ndarray:  # fmt: skip
     """W x of (n_tokens, n_in) float32, or add_to + W x: (n_tokens, n_out). The padding behind stays zero."""
-    layout, inputs = LAYOUTS[type_name], activations(type_name, x)
-    out = as_rows(np.full((len(x), n_out), np.nan) if add_to is None else add_to)
+    layout, inputs = LAYOUTS[type_name], activations(type_name, with_spare_rows(x))
+    out = as_rows(with_spare_rows(np.full((len(x), n_out), np.nan) if add_to is None else add_to))
     run(
         f"{layout.kernels}.matmul", n_threads=n_threads, step={"n_tokens": len(x)}, w=packed, x=inputs, out=out,
         n_block=x.shape[1] // layout.block, n_panel=layout.panels(n_out), ld_x=ld(inputs), ld_out=ld(out),
         add=int(add_to is not None), grain=grain,
     )  # fmt: skip
+    out = out[: len(x)]
     assert not out[:, n_out:].any()
     return out[:, :n_out]
+
+
+def with_spare_rows(x: np.ndarray) -> np.ndarray:
+    """x and the rows behind that the last tile of a matmul may use."""
+    return np.vstack([x, np.full((MAX_TILE - 2, x.shape[1]), 7, x.dtype)])
 
 
 def lookup(type_name: str, packed: np.ndarray, n_in: int, tokens: list[int]) -> np.ndarray:
