@@ -8,6 +8,7 @@ measured and in which order; report.py writes it down.
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,7 @@ HERE = Path(__file__).parent
 ENGINES = ("qllama", "llama.cpp")
 QUIET = 0.95  # of the cores asked for: an engine that gets less was disturbed by something else
 PATIENCE = 3  # rounds that are measured at most for each one that is to count
+DEFAULT = "pp512,tg64"
 DOUBTFUL = 0.05  # NMSE between the engines' logits beyond which they hardly compute the same thing
 
 Result = dict[str, Any]
@@ -38,10 +40,10 @@ class Worker:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.about = self._answer()["about"]
 
-    def ask(self, op: str, n: int) -> Result:
+    def ask(self, test: Result) -> Result:
         """The answer to one request: `seconds`, `cores` and sampled `logits`."""
         assert self._process.stdin
-        print(json.dumps({"op": op, "n": n}), file=self._process.stdin, flush=True)
+        print(json.dumps(test), file=self._process.stdin, flush=True)
         return self._answer()
 
     def _answer(self) -> Result:
@@ -70,20 +72,20 @@ def nmse(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return sum((a - b) ** 2 for a, b in zip(ours, theirs, strict=True)) / sum(b * b for b in theirs)
 
 
-def measure_round(workers: Sequence[Worker], tests: dict[str, int], read: PlainRead) -> Result:
+def measure_round(workers: Sequence[Worker], tests: dict[str, Result], read: PlainRead) -> Result:
     """Every test on both engines in turn, then the plain read."""
-    answers = {op: [w.ask(op, n) for w in workers] for op, n in tests.items()}
+    answers = {name: [w.ask(test) for w in workers] for name, test in tests.items()}
     out: Result = {"nmse": max(nmse(a["logits"], b["logits"]) for a, b in answers.values())}
     for key in ("seconds", "cores"):
-        out[key] = {op: {e: a[key] for e, a in zip(ENGINES, pair, strict=True)} for op, pair in answers.items()}
+        out[key] = {name: {e: a[key] for e, a in zip(ENGINES, pair, strict=True)} for name, pair in answers.items()}
     out["read_gbps"] = read.gbps()
     return out
 
 
 def measure_model(path: str, args: argparse.Namespace, read: PlainRead) -> Result:
     """All rounds of one file, until enough were undisturbed; one before them warms everything up."""
-    tests = {"prefill": args.n_prompt, "decode": args.n_gen}
-    common = (path, args.threads, max(tests.values()))
+    tests = args.tests
+    common = (path, args.threads, max(test["depth"] + test["n"] for test in tests.values()))
     with (
         Worker("qllama", sys.executable, "ours.py", *common) as ours,
         Worker("llama.cpp", args.peer_python, "peer.py", *common) as peer,
@@ -101,7 +103,7 @@ def measure_model(path: str, args: argparse.Namespace, read: PlainRead) -> Resul
 
 def least_cores(measured: Result) -> float:
     """What the worst-off engine got in a round."""
-    return min(cores for op in measured["cores"].values() for cores in op.values())
+    return min(cores for test in measured["cores"].values() for cores in test.values())
 
 
 def counted(model: Result) -> list[Result]:
@@ -109,19 +111,19 @@ def counted(model: Result) -> list[Result]:
     return [r for r in model["rounds"] if r["quiet"]] or model["rounds"]
 
 
-def speeds(model: Result, op: str) -> list[list[float]]:
+def speeds(model: Result, name: str) -> list[list[float]]:
     """Tokens per second of each engine, round by round."""
-    return [[model["tests"][op] / r["seconds"][op][e] for r in counted(model)] for e in ENGINES]
+    return [[model["tests"][name]["n"] / r["seconds"][name][e] for r in counted(model)] for e in ENGINES]
 
 
 def rows(model: Result) -> list[list[str]]:
     """The lines of one file in the table."""
     out = []
-    for op, label in (("prefill", "pp"), ("decode", "tg")):
-        ours, theirs = speeds(model, op)
-        row = [model["file"], f"{label}{model['tests'][op]}", spread(ours), spread(theirs)]
-        row.append(spread(pair_ratios(ours, theirs), 2))
-        out.append(row + (_gbps(model, ours, theirs) if op == "decode" else ["", "", ""]))
+    for name, test in model["tests"].items():
+        ours, theirs = speeds(model, name)
+        row = [model["file"], name, spread(ours), spread(theirs), spread(pair_ratios(ours, theirs), 2)]
+        shallow = test["op"] == "tg" and not test["depth"]  # deeper, decoding reads the cache too
+        out.append(row + (_gbps(model, ours, theirs) if shallow else ["", "", ""]))
     return out
 
 
@@ -156,11 +158,21 @@ def markdown(result: Result) -> str:
     return table(header, [row for m in models for row in rows(m)]) + "\n\n" + "\n".join(f"- {n}" for n in notes)
 
 
+def named_tests(text: str) -> dict[str, Result]:
+    """Tests by llama-bench's names: pp512 is a prompt, tg64 is 64 tokens one by one, @d4096 after 4096 others."""
+    tests = {}
+    for name in text.split(","):
+        match = re.fullmatch(r"(pp|tg)([1-9]\d*)(?:@d(\d+))?", name)
+        if not match:
+            raise argparse.ArgumentTypeError(f"{name} is no test: pp512, tg64 or tg64@d4096 are")
+        tests[name] = {"op": match[1], "n": int(match[2]), "depth": int(match[3] or 0)}
+    return tests
+
+
 def parse() -> argparse.Namespace:
     cli = parser(__doc__)
     cli.add_argument("-m", "--model", action="append", required=True, help="a GGUF file; repeat for several")
-    cli.add_argument("-p", "--n-prompt", type=positive, default=512, help="tokens of a prompt [%(default)s]")
-    cli.add_argument("-n", "--n-gen", type=positive, default=64, help="tokens decoded one by one [%(default)s]")
+    cli.add_argument("--tests", type=named_tests, default=DEFAULT, metavar="T,...", help=f"what to measure [{DEFAULT}]")
     cli.add_argument("--read-mib", type=positive, default=1024, help="memory of the plain read [%(default)s]")
     return cli.parse_args()
 

@@ -56,17 +56,21 @@ def first_token(engine: Engine, ids: Sequence[int]) -> int:
 
 
 def serve(engine: Engine) -> None:
-    """Say {"about"}, then answer each {"op": "prefill" or "decode", "n"} with {"seconds", "cores", "logits"}.
+    """Say {"about"}, then answer each {"op": "pp" or "tg", "n", "depth"} with {"seconds", "cores", "logits"}.
 
+    "pp" reads n tokens at once, "tg" one by one, both after `depth` tokens whose time is not taken.
     "cores" is the CPU time used per second: less than the threads, and something else kept the machine busy.
     """
     _say({"about": engine.about})
     for line in sys.stdin:
         request = json.loads(line)
-        ids = [i * 7919 % engine.n_vocab for i in range(request["n"])]
-        n_batch = {"prefill": len(ids), "decode": 1}[request["op"]]
+        depth, end = request["depth"], request["depth"] + request["n"]
+        ids = [i * 7919 % engine.n_vocab for i in range(end)]
+        n_batch = {"pp": request["n"], "tg": 1}[request["op"]]
+        if depth:
+            engine.decode(ids[:depth], 0)
         start, cpu = time.perf_counter(), time.process_time()
-        for n_past in range(0, len(ids), n_batch):
+        for n_past in range(depth, end, n_batch):
             engine.decode(ids[n_past : n_past + n_batch], n_past)
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         sampled = engine.logits()[:: -(-engine.n_vocab // N_SAMPLED)]

@@ -133,6 +133,10 @@ def lookup(type_name: str, packed: np.ndarray, n_in: int, tokens: list[int]) -> 
     return out[:, :n_in]
 
 
+def same_bits(got: np.ndarray, expected: np.ndarray) -> bool:
+    return got.dtype == expected.dtype == np.float32 and got.tobytes() == expected.tobytes()
+
+
 class Attention:
     """The attention kernels over a cache of two layers, of which the second is used.
 

@@ -1,5 +1,6 @@
 """The benchmarks run, answer in the shape they promise and have their statistics right. Nothing is timed."""
 
+import argparse
 import io
 import json
 import subprocess
@@ -59,7 +60,7 @@ def start(script: str, *args: object) -> subprocess.CompletedProcess[str]:
 
 
 def small_run(peer_python: Path | str, *args: object) -> subprocess.CompletedProcess[str]:
-    common = ("-m", shared(MODEL), "-p", 5, "-n", 3, "-t", 1, "-r", 2, "--read-mib", 1)
+    common = ("-m", shared(MODEL), "--tests", "pp5,tg3,tg2@d4", "-t", 1, "-r", 2, "--read-mib", 1)
     return start("compare.py", *common, "--peer-python", peer_python, *args)
 
 
@@ -70,11 +71,11 @@ def test_compare_writes_table_json_and_readme(fake_python: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "new" / "x.json").read_text())
     (model,) = result["models"]
-    assert model["tests"] == {"prefill": 5, "decode": 3}
+    assert list(model["tests"]) == ["pp5", "tg3", "tg2@d4"]
     assert model["engines"]["llama.cpp"] == {"version": "fake 1.0"}
     assert 2 <= len(model["rounds"]) <= 6  # disturbed rounds are repeated
     for measured in model["rounds"]:
-        for op in ("prefill", "decode"):
+        for op in ("pp5", "tg3", "tg2@d4"):
             assert all(measured["seconds"][op][engine] > 0 for engine in ("qllama", "llama.cpp"))
         assert measured["read_gbps"] > 0
     assert "THEY HARDLY COMPUTE THE SAME" in done.stdout  # the fake's logits are all 1
@@ -133,12 +134,13 @@ def test_prefill_is_one_call_and_decode_is_one_per_token(
     import worker
 
     engine = Recorder()
-    monkeypatch.setattr(sys, "stdin", io.StringIO('{"op": "prefill", "n": 3}\n{"op": "decode", "n": 2}\n'))
+    requests = [{"op": op, "n": n, "depth": depth} for op, n, depth in (("pp", 3, 0), ("tg", 2, 0), ("tg", 1, 2))]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(map(json.dumps, requests))))
     worker.serve(engine)
-    assert engine.calls == [([0, 919, 838], 0), ([0], 0), ([919], 1)]
+    assert engine.calls == [([0, 919, 838], 0), ([0], 0), ([919], 1), ([0, 919], 0), ([838], 2)]
     about, *answers = map(json.loads, capsys.readouterr().out.splitlines())
     assert about == {"about": {}}
-    assert [a["logits"] for a in answers] == [[float(x) for x in range(0, 1000, 16)]] * 2
+    assert [a["logits"] for a in answers] == [[float(x) for x in range(0, 1000, 16)]] * 3
 
 
 @pytest.mark.parametrize("name", ["llama-mha", "llama-tied"])
@@ -149,6 +151,18 @@ def test_bytes_per_token_leaves_out_a_separate_embedding(name: str) -> None:
     sizes = {t.name: int(t.n_bytes) for t in GGUFReader(path).tensors}
     embedding = sizes["token_embd.weight"] if "output.weight" in sizes else 0
     assert compare.bytes_per_token(str(path)) == sum(sizes.values()) - embedding
+
+
+def test_tests_have_the_names_of_llama_bench() -> None:
+    import compare
+
+    assert compare.named_tests("pp512,tg64@d4096") == {
+        "pp512": {"op": "pp", "n": 512, "depth": 0},
+        "tg64@d4096": {"op": "tg", "n": 64, "depth": 4096},
+    }
+    for wrong in ("", "pp", "tg0", "xx5", "pp5@4"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is no test"):
+            compare.named_tests(wrong)
 
 
 def test_statistics() -> None:
@@ -163,12 +177,12 @@ def test_statistics() -> None:
 def test_only_undisturbed_rounds_count_unless_there_is_none() -> None:
     import compare
 
-    quiet = {"quiet": True, "seconds": {"decode": {"qllama": 2.0, "llama.cpp": 5.0}}}
-    disturbed = {"quiet": False, "seconds": {"decode": {"qllama": 2.5, "llama.cpp": 20.0}}}
-    model = {"tests": {"decode": 10}, "rounds": [disturbed, quiet]}
-    assert compare.speeds(model, "decode") == [[5.0], [2.0]]
+    quiet = {"quiet": True, "seconds": {"tg10": {"qllama": 2.0, "llama.cpp": 5.0}}}
+    disturbed = {"quiet": False, "seconds": {"tg10": {"qllama": 2.5, "llama.cpp": 20.0}}}
+    model = {"tests": {"tg10": {"op": "tg", "n": 10, "depth": 0}}, "rounds": [disturbed, quiet]}
+    assert compare.speeds(model, "tg10") == [[5.0], [2.0]]
     model["rounds"] = [disturbed]
-    assert compare.speeds(model, "decode") == [[4.0], [0.5]]
+    assert compare.speeds(model, "tg10") == [[4.0], [0.5]]
 
 
 def test_a_round_is_as_quiet_as_its_worst_measurement() -> None:
