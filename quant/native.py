@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from qllama import jit
+from qllama.quant import grids
 
 KINDS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}  # uint16: the bits of bfloat16
 SCRATCH = 3 << 15  # bytes of memory that a call needs; `encoders/blocks.py` divides it
@@ -36,6 +37,8 @@ def encode(rows: np.ndarray, type_name: str, block: int, importance: np.ndarray 
         "scratch": scratch.ctypes.data,
         "n_blocks": rows.size // block,
     }
+    if "codes" in dict(kernel.fields):
+        values |= {name: array.ctypes.data for name, array in grids.search(type_name)._asdict().items()}
     arguments = np.zeros(jit.FIELDS + len(kernel.fields), np.int64)
     arguments[jit.FIELDS :] = [values[name] for name, _ in kernel.fields]
     result = (ctypes.c_int64 * 2)()  # Numba's result and exception slots

@@ -14,7 +14,7 @@ from quant_files import dequantized_copy, encoded, quantized_model, recorded
 from qllama import jit
 from qllama.errors import InputError
 from qllama.ggml import BY_NAME
-from qllama.quant import FORMATS, PIECE, dequantize, prepare, quantize
+from qllama.quant import FORMATS, NEEDS_IMPORTANCE, PIECE, dequantize, prepare, quantize
 
 WRITTEN_BY_GGUF_PY = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"]
 ENCODED = [name for name, form in FORMATS.items() if form.encode or form.compiled]
@@ -41,6 +41,11 @@ def random_blocks(name: str, n_blocks: int = 300) -> np.ndarray:
     if name == "IQ1_M":  # its f16 scale lies in four pieces: the topmost has no exponent of infinity
         blocks["scales"][:, 3] &= 0xBFFF
     return blocks.view(np.uint8).reshape(n_blocks, -1)
+
+
+def blocks_of(x: np.ndarray, name: str) -> np.ndarray:
+    """Encoded with the same importance for all columns where a format insists on having one."""
+    return quantize(x, name, np.ones(x.shape[1]) if name in NEEDS_IMPORTANCE else None)
 
 
 def written_by_llama_quantize(name: str) -> dict[tuple[str, str, bool], str]:
@@ -136,9 +141,9 @@ def test_encode_equals_llama_quantize_on_a_trained_model(file):
 @pytest.mark.parametrize("name", ENCODED)
 def test_rows_are_encoded_alike_alone_and_among_many(name):
     x = np.tile(weights(4), (PIECE // 2048, 1))  # two pieces
-    many = quantize(x, name)
+    many = blocks_of(x, name)
     assert np.array_equal(many[:4], many[-4:])
-    assert np.array_equal(many[1:2], quantize(x[1:2], name))
+    assert np.array_equal(many[1:2], blocks_of(x[1:2], name))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -148,13 +153,13 @@ def test_no_blocks_decode_to_no_values(name):
 
 @pytest.mark.parametrize("name", ENCODED)
 def test_no_rows_encode_to_no_blocks(name):
-    assert quantize(np.zeros((0, 256), np.float32), name).shape[0] == 0
+    assert blocks_of(np.zeros((0, 256), np.float32), name).shape[0] == 0
 
 
 @pytest.mark.parametrize("name", ENCODED)
 def test_zeros(name):
     zeros = np.zeros((2, 512), np.float32)
-    assert not dequantize(quantize(zeros, name), name).any()
+    assert not dequantize(blocks_of(zeros, name), name).any()
 
 
 def test_q4_0_of_negative_zeros_is_that_of_zeros():
@@ -212,7 +217,7 @@ def test_values_that_are_not_finite_are_refused_with_their_row(name, bad):
     x = np.ones((PIECE // 256 + 3, 256), np.float32)
     x[-2, 7] = bad
     with pytest.raises(InputError, match=f"^{name}: NaN or infinity in row {PIECE // 256 + 1}$"):
-        quantize(x, name)
+        blocks_of(x, name)
 
 
 @pytest.mark.parametrize(
@@ -333,6 +338,12 @@ def test_importance_that_does_not_fit_is_refused(importance, reason):
         quantize(weights(), "Q4_0", importance)
 
 
+@pytest.mark.parametrize("name", NEEDS_IMPORTANCE)
+def test_importance_that_is_missing_is_refused(name):
+    with pytest.raises(InputError, match=f"^quantizing to {name} needs an importance matrix$"):
+        quantize(weights(), name)
+
+
 @pytest.mark.parametrize("name", ["F16", "Q8_0", "MXFP4"])
 def test_formats_without_a_choice_do_not_heed_importance(name):
     assert np.array_equal(quantize(weights(), name, np.arange(1024)), quantize(weights(), name))
@@ -355,7 +366,7 @@ def test_a_column_without_importance_may_have_any_error(name):
 @pytest.mark.parametrize("rows", [1, 3, 17])
 def test_blocks_that_do_not_fill_the_lanes(name, rows):
     x = weights(17, 768)
-    w = np.random.default_rng(2).random(768) if name.startswith("Q5") else None
+    w = np.random.default_rng(2).random(768) if name.startswith(("Q5", "IQ")) else None
     assert np.array_equal(quantize(x[:rows], name, w), quantize(x, name, w)[:rows])
 
 

@@ -37,7 +37,8 @@ def number(x):
 
 @function
 def clamp(x, low, high):
-    return maximum(low, minimum(high, x))
+    """Between the two, in any case: of NaN, which lanes without a value may hold, it makes `high`."""
+    return maximum(minimum(x, high), low)
 
 
 @function
