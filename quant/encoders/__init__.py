@@ -4,6 +4,6 @@
 none fused: the bytes are the same.
 """
 
-from qllama.quant.encoders import affine, iq, levels, plain, symmetric
+from qllama.quant.encoders import affine, iq, levels, plain, symmetric, ternary
 
-__all__ = ["affine", "iq", "levels", "plain", "symmetric"]
+__all__ = ["affine", "iq", "levels", "plain", "symmetric", "ternary"]
