@@ -2,6 +2,17 @@
 
 A tape entry is three int64: the kernel's address, its arguments' address, and whether threads meet after it. Entries up
 to the next meeting are a group: they are independent, and a thread goes on to the next as soon as rows run out.
+
+Who sees what, whatever the machine reorders (simd/machine.py says what orders at all):
+- What Python wrote for a slice (tape, arguments, counters at 0): thread 0 releases GO after it, a worker acquires GO.
+- What a group computed: every thread adds to ARRIVED after its rows, and the last one's addition acquires what the
+  others released (additions to one word are one chain). It then writes INDEX, STOP and ARRIVED, and releases
+  GENERATION; whoever acquires the new GENERATION sees all of it. A thread acquires GENERATION before it arrives, so it
+  cannot take the new one for the old.
+- PAUSE is set at most once a slice. A thread that left rows because it saw PAUSE arrives after that, so the last one to
+  arrive sees it as well, and stops all: no operation with rows left is taken for a finished one.
+- Row counters say which rows are whose, and carry no data.
+- A worker adds to LEFT when it touches nothing any more; thread 0 acquires that before Python goes on.
 """
 
 from qllama.jit import function, kernel

@@ -1,4 +1,12 @@
-"""The vocabulary's other half: what threads need of the machine. Nothing here computes."""
+"""The vocabulary's other half: what threads need of the machine. Nothing here computes.
+
+Memory order is chosen for machines that reorder what x86 does not. Threads hand over data in one way only: all that a
+thread wrote before an `atomic_store` (release) or a read-modify-write is seen by the thread whose `atomic_load`
+(acquire) or read-modify-write reads that value. So plain loads and stores are right for whatever is handed over so, and
+for nothing else. Read-modify-writes are sequentially consistent. That is more than counters need, and what two threads
+need that each set a flag and then look at the other's: release and acquire alone let both miss. It costs no barrier
+(x86: the locked instruction; ARM: one instruction that acquires and releases, or a pair of exclusives).
+"""
 
 from llvmlite import ir
 from numba import types
@@ -12,6 +20,7 @@ i64 = types.int64
 
 @primitive(i64, addr, i64)
 def atomic_add(b: ir.IRBuilder, a: ir.Value, v: ir.Value) -> ir.Value:
+    """Add v; returns what was there."""
     return b.atomic_rmw("add", pointer(b, a, I64), v, "seq_cst")
 
 
