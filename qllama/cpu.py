@@ -29,20 +29,51 @@ ISAS = (
     ISA("avx512", "", ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "fma", "f16c"), "x86_64"),
     ISA("avxvnni", "x86-64-v3", ("avx2", "fma", "f16c", "bmi2", "avxvnni"), "x86_64", "+avxvnni"),
     ISA("avx2", "x86-64-v3", ("avx2", "fma", "f16c", "bmi2"), "x86_64"),
+    ISA("neon-dotprod", "generic", ("lse", "dotprod"), "aarch64", "+lse,+dotprod"),
+    ISA("neon", "generic", (), "aarch64"),  # which every 64-bit ARM has
     ISA("generic", "generic", ()),
 )
 
 
 @cache
 def host() -> tuple[str, dict[str, bool]]:
-    """LLVM's name of this CPU and its features."""
+    """LLVM's name of this CPU and its features, by LLVM's names."""
     from llvmlite import binding
 
-    return binding.get_host_cpu_name(), dict(binding.get_host_cpu_features())
+    features = dict(binding.get_host_cpu_features())
+    if _machine() == "aarch64":
+        features |= _arm_features()
+    return binding.get_host_cpu_name(), features
 
 
 def _machine() -> str:
-    return {"AMD64": "x86_64", "amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    return {"AMD64": "x86_64", "amd64": "x86_64", "ARM64": "aarch64", "arm64": "aarch64"}.get(
+        platform.machine(), platform.machine()
+    )
+
+
+# What ISAs need of ARM, by LLVM's names: the bit in a word of Linux's auxiliary vector, and macOS's name. LLVM itself
+# knows of dotprod only from the names of CPUs.
+AT_HWCAP = 16
+ARM_FEATURES = {"lse": (8, "FEAT_LSE"), "dotprod": (20, "FEAT_DotProd")}
+
+
+def _arm_features() -> dict[str, bool]:
+    """What the system says this ARM CPU has, of ARM_FEATURES; nothing on a system that is not asked."""
+    if sys.platform == "darwin":
+        return {name: bool(_sysctl(f"hw.optional.arm.{feat}")) for name, (_, feat) in ARM_FEATURES.items()}
+    if sys.platform == "linux":
+        return {name: bool(_auxiliary(AT_HWCAP) >> bit & 1) for name, (bit, _) in ARM_FEATURES.items()}
+    return {}
+
+
+def _auxiliary(word: int) -> int:
+    """A word of the vector that Linux gives to a process."""
+    import ctypes
+
+    getauxval = ctypes.CDLL(None).getauxval
+    getauxval.restype, getauxval.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+    return int(getauxval(word))
 
 
 def supports(isa: ISA) -> bool:

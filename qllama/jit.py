@@ -178,14 +178,19 @@ def compile_kernel(name: str) -> Code:
 
 
 def _object(library: Any, entry: str, name: str) -> bytes:
-    """The object file of a compiled library: the entry is its only visible symbol, called as the kernel."""
+    """The object file of a compiled library."""
+    return bytes(library.codegen._tm.emit_object(_entry_alone(library, entry, name)))
+
+
+def _entry_alone(library: Any, entry: str, name: str) -> Any:
+    """The library's module. The entry becomes its only visible symbol, called as the kernel."""
     module = library._final_module
     for value in [*module.functions, *module.global_variables]:
         if value.name == entry:
             value.name = name
         elif not value.is_declaration:
             value.linkage = "internal"
-    return bytes(library.codegen._tm.emit_object(module))
+    return module
 
 
 def _target_environment() -> dict[str, str]:

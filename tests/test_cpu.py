@@ -188,7 +188,13 @@ CPUS = {
     "alderlake": (f"{AVX2} avxvnni", "x86_64", "avxvnni"),
     "haswell": (AVX2, "x86_64", "avx2"),
     "sandybridge": ("avx", "x86_64", "generic"),
-    "apple-m1": (AVX512, "arm64", "generic"),  # whatever features of this name were to mean there
+    "cortex-a72": ("neon crc", "aarch64", "neon"),
+    "neoverse-n1": ("lse dotprod", "aarch64", "neon-dotprod"),
+    "neoverse-v2": ("lse dotprod i8mm sve", "aarch64", "neon-dotprod"),
+    "apple-m1": ("lse dotprod", "arm64", "neon-dotprod"),
+    "apple-m4": ("lse dotprod i8mm", "arm64", "neon-dotprod"),
+    "oryon-1": ("lse dotprod", "ARM64", "neon-dotprod"),
+    "snapdragon": (AVX512, "arm64", "neon"),  # whatever features of this name were to mean there
 }
 
 
@@ -207,6 +213,52 @@ def test_an_isa_that_the_cpu_cannot_run_is_refused_by_name(wanted, monkeypatch):
     with pytest.raises(InputError) as caught:
         isa(monkeypatch, wanted)
     assert str(caught.value) == f"QLLAMA_ISA={wanted}: this CPU (haswell) can run avx2, generic"
+
+
+def test_an_arm_cpu_is_never_compiled_for_with_what_it_lacks(monkeypatch):
+    """LLVM's name of a CPU implies features that a system may hide: what is switched on is what the system tells."""
+    fake_cpu(monkeypatch, "neoverse-v2", "lse", "aarch64")
+    assert isa(monkeypatch, None).name == "neon"
+    with pytest.raises(InputError, match=r"neon-dotprod: this CPU \(neoverse-v2\) can run neon, generic$"):
+        isa(monkeypatch, "neon-dotprod")
+    for name, target in (
+        ("neon-dotprod", ("generic", "+lse,+dotprod")),
+        ("neon", ("generic", "")),
+    ):
+        monkeypatch.setattr(cpu, "isa", lambda name=name: next(i for i in cpu.ISAS if i.name == name))
+        assert cpu.llvm_target() == target
+
+
+@pytest.mark.parametrize(
+    ("hwcap", "found"),  # as Linux gives it to a Cortex-A72, a Neoverse N1 and a Neoverse V2
+    [(0x8FF, ""), (0x119FFF, "lse dotprod"), (0xEFFFFFFF, "lse dotprod")],
+)
+def test_linux_tells_what_an_arm_cpu_has(hwcap, found, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(cpu, "_auxiliary", {16: hwcap}.__getitem__)
+    features = cpu.host.__wrapped__()[1]
+    assert [f for f in cpu.ARM_FEATURES if features[f]] == found.split()
+
+
+def test_macos_tells_what_an_arm_cpu_has(monkeypatch):
+    told = {"hw.optional.arm.FEAT_LSE": 1, "hw.optional.arm.FEAT_DotProd": 1}
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(cpu, "_sysctl", lambda name: told.get(name, 0))
+    features = cpu.host.__wrapped__()[1]
+    assert [f for f in cpu.ARM_FEATURES if features[f]] == ["lse", "dotprod"]
+
+
+def test_a_system_that_is_not_asked_has_base_neon(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(platform, "machine", lambda: "ARM64")
+    assert not any(cpu.host.__wrapped__()[1].get(f) for f in cpu.ARM_FEATURES)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the auxiliary vector is Linux's")
+def test_the_auxiliary_vector_is_read():
+    assert cpu._auxiliary(6) == os.sysconf("SC_PAGE_SIZE")  # AT_PAGESZ
 
 
 def test_the_target_is_the_isa_s_cpu_or_this_one_with_wide_vectors(monkeypatch):

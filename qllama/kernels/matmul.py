@@ -6,10 +6,22 @@ A layout gives three small functions and gets three kernels; see q8_0.py for the
 from collections.abc import Callable
 from typing import Any
 
-from qllama.jit import function, register
+from qllama.jit import function, inlined, register
 from qllama.kernels.layouts import LAYOUTS, PANEL
 from qllama.kernels.rows import take, take_share
-from qllama.simd import load_i32, prefetch, tile, tile_add_to, tile_store
+from qllama.kernels.tiles import BY_HALVES
+from qllama.simd import (
+    LOWER,
+    UPPER,
+    half_of,
+    load_i32,
+    lower_half,
+    prefetch,
+    tile,
+    tile_add_to,
+    tile_store,
+    upper_half,
+)
 
 # How far ahead of their use weights are asked for. The hardware's own prefetching stops at pages and does not keep up
 # where a block takes long: with it alone a 1B model took 15.6 ms for one token instead of 11.5, 24.5 for four instead
@@ -28,15 +40,19 @@ def ask_ahead(w, nbytes):
         prefetch(w + AHEAD + i)
 
 
-@function
+@inlined
 def finish(low, high, out, ld_out, add):
-    """Store the two halves of a panel's results, or add them to what is there (the residual stream)."""
-    if add:
-        tile_add_to(low, out, ld_out)
-        tile_add_to(high, out + 64, ld_out)
-    else:
-        tile_store(low, out, ld_out)
-        tile_store(high, out + 64, ld_out)
+    """Store the halves of a panel's results that are wanted, or add them to what is there (the residual stream)."""
+    if half_of(low) != UPPER:
+        if add:
+            tile_add_to(low, out, ld_out)
+        else:
+            tile_store(low, out, ld_out)
+    if half_of(low) != LOWER:
+        if add:
+            tile_add_to(high, out + 64, ld_out)
+        else:
+            tile_store(high, out + 64, ld_out)
 
 
 def layout_kernels(name: str, tokens: int, times: Any, pack_block: Any, unpack_row: Any) -> None:
@@ -90,6 +106,16 @@ def _matmul(times: Any, tokens: int, packed_bytes: int) -> Callable[..., Any]:
             times(like, at, x, ld_x, out + p * PANEL * 4, ld_out, n_block, add)
 
     @function
+    def halves(like, w, x, out, n_block, ld_x, ld_out, add, first, last):
+        """The same, one half of a panel after the other: half the registers."""
+        for p in range(first, last):
+            at = w + p * n_block * packed_bytes
+            times(lower_half(like), at, x, ld_x, out + p * PANEL * 4, ld_out, n_block, add)
+            times(upper_half(like), at, x, ld_x, out + p * PANEL * 4, ld_out, n_block, add)
+
+    of_many = halves if BY_HALVES else panels
+
+    @function
     def next_panels(job, n_rows, n_panel, grain):
         """(first, last): few tokens take long runs, read at the speed of memory, many what a pause can wait for."""
         if n_rows <= FEW_TOKENS:
@@ -105,7 +131,7 @@ def _matmul(times: Any, tokens: int, packed_bytes: int) -> Callable[..., Any]:
                 end = min(p + grain, last)
                 t = 0
                 while t + tokens <= n_rows:
-                    panels(tile(tokens), w, x + t * ld_x, out + t * ld_out, n_block, ld_x, ld_out, add, p, end)
+                    of_many(tile(tokens), w, x + t * ld_x, out + t * ld_out, n_block, ld_x, ld_out, add, p, end)
                     t += tokens
                 if n_rows - t > 1:  # into the rows behind, which the plan's buffers have and nobody reads
                     panels(tile(tokens), w, x + t * ld_x, out + t * ld_out, n_block, ld_x, ld_out, add, p, end)

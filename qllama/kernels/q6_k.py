@@ -7,6 +7,7 @@ vectors 4 (j = 0 low, 1 high) and 5 (j = 2 low, 3 high).
 
 import numpy as np
 
+from qllama.jit import inlined
 from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS
 from qllama.kernels.matmul import ask_ahead, finish, function, layout_kernels
 from qllama.kernels.tiles import TILE
@@ -40,7 +41,7 @@ ONES = 0x0101010101010101
 OFFSET = np.int32(2)  # -8 * sum shifted by 2 is -32 * sum
 
 
-@function
+@inlined
 def _dots(acc_low, acc_high, at, x, ld_x, second):
     """16 of 32 columns of both half panels."""
     for j in range(4):

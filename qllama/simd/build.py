@@ -50,8 +50,9 @@ def tile_primitive(f: Callable[..., Any]) -> Any:
     wanted = list(hints.values())
 
     def typed(*given: Any) -> Any:
-        t = next(g.t for g in given if isinstance(g, Tile))
-        result = Tile(ret.vec, t) if isinstance(ret, Tile) else ret
+        like = next(g for g in given if isinstance(g, Tile))
+        t = like.t
+        result = Tile(ret.vec, t, like.half) if isinstance(ret, Tile) else ret
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             cast = [

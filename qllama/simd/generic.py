@@ -6,7 +6,7 @@ were biased by `BIAS8` when they were packed; activations are -127..127 in both.
 
 from llvmlite import ir
 
-from qllama.simd.build import const, splat
+from qllama.simd.build import const, load_splat, splat
 from qllama.simd.types import LANE, vector
 
 I32x16, F32x16 = vector("i32", 16), vector("f32", 16)
@@ -16,6 +16,11 @@ class Generic:
     """Plain IR. Uses only operations that the x86-64 baseline has as instructions."""
 
     BIAS8 = 0  # 8-bit weights are stored as w + BIAS8
+
+    @staticmethod
+    def load_four(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+        """The four bytes at `address`, 16 times over."""
+        return b.bitcast(load_splat(b, address, LANE["i32"], 16), vector("i8", 64))
 
     @staticmethod
     def dot_8(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
@@ -42,6 +47,12 @@ class Generic:
         return b.add(acc, b.mul(x, y))
 
     @staticmethod
+    def shift_bytes(b: ir.IRBuilder, v: ir.Value, n: ir.Value) -> ir.Value:
+        """64 bytes shifted right by n, in lanes of 16 bits: what crossed into a byte is left for a mask to drop."""
+        wide = b.lshr(b.bitcast(v, vector("i16", 32)), splat(b, b.zext(n, LANE["i16"]), 32))
+        return b.bitcast(wide, v.type)
+
+    @staticmethod
     def lookup16(b: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
         """table[index[i]] for 64 indices 0..15: each bit of the index halves what is left of the table.
 
@@ -53,6 +64,10 @@ class Generic:
             odd = b.icmp_signed("!=", b.and_(index, const("i8", 64, bit)), zero)
             left = [b.select(odd, y, x) for x, y in zip(left[::2], left[1::2], strict=True)]
         return left[0]
+
+    @staticmethod
+    def i8_to_f32(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
+        return b.sitofp(v, F32x16)
 
     @staticmethod
     def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:

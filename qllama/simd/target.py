@@ -5,12 +5,15 @@ from qllama.simd.avx2 import AVX2
 from qllama.simd.avx512 import AVX512
 from qllama.simd.avxvnni import AVXVNNI
 from qllama.simd.generic import Generic
+from qllama.simd.neon import NEON, NEONDot
 
 TARGETS: dict[str, type[Generic]] = {
     "generic": Generic,
     "avx2": AVX2,
     "avxvnni": AVXVNNI,
     "avx512": AVX512,
+    "neon": NEON,
+    "neon-dotprod": NEONDot,
 }
 
 target = TARGETS[cpu.isa().name]

@@ -26,12 +26,15 @@ class Vec(types.Type):
         super().__init__(name=f"{lane}x{n}")
 
 
-class Tile(types.Type):
-    """`t` vectors of one type, one per token of a register tile."""
+BOTH, LOWER, UPPER = 0, 1, 2  # halves of a panel
 
-    def __init__(self, vec: Vec, t: int) -> None:
-        self.vec, self.t = vec, t
-        super().__init__(name=f"Tile({vec.name},{t})")
+
+class Tile(types.Type):
+    """`t` vectors of one type, one per token of a register tile. `half`: the rows of a panel that are wanted."""
+
+    def __init__(self, vec: Vec, t: int, half: int = BOTH) -> None:
+        self.vec, self.t, self.half = vec, t, half
+        super().__init__(name=f"Tile({vec.name},{t},{half})")
 
 
 @register_model(Vec)

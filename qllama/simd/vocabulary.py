@@ -21,7 +21,7 @@ from qllama.simd.build import (
 )
 from qllama.simd.generic import one_half
 from qllama.simd.target import target
-from qllama.simd.types import LANE, Tile, f32x16, i8x64, i32x16, vector
+from qllama.simd.types import LANE, LOWER, UPPER, Tile, f32x16, i8x64, i32x16, vector
 
 i32, i64, f32 = types.int32, types.int64, types.float32
 F32x16, I32x16 = vector("f32", 16), vector("i32", 16)
@@ -122,8 +122,7 @@ def store_i8x16(b: ir.IRBuilder, a: ir.Value, v: ir.Value) -> None:
 @primitive(f32x16, addr)
 def load_i8x16_f32(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
     """16 signed bytes at `a` as float32."""
-    v = b.load(pointer(b, a, vector("i8", 16)), align=1)
-    return b.sitofp(v, F32x16)
+    return target.i8_to_f32(b, b.load(pointer(b, a, vector("i8", 16)), align=1))
 
 
 @primitive(types.void, addr)
@@ -281,16 +280,13 @@ def low_nibbles(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
 
 @primitive(i8x64, i8x64)
 def high_nibbles(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
-    """Shifted as 16-bit lanes, which every machine has; the mask drops what crossed the byte."""
-    wide = b.lshr(b.bitcast(v, vector("i16", 32)), const("i16", 32, 4))
-    return b.and_(b.bitcast(wide, vector("i8", 64)), const("i8", 64, 15))
+    return b.and_(target.shift_bytes(b, v, ir.Constant(LANE["i8"], 4)), const("i8", 64, 15))
 
 
 @primitive(i8x64, i8x64, i64, i64)
 def field(b: ir.IRBuilder, v: ir.Value, n: ir.Value, mask: ir.Value) -> ir.Value:
     """Each byte shifted right by n, of that the bits in `mask`: 0 .. 255 >> n."""
-    wide = b.lshr(b.bitcast(v, vector("i16", 32)), splat(b, b.trunc(n, LANE["i16"]), 32))
-    return b.and_(b.bitcast(wide, vector("i8", 64)), splat(b, b.trunc(mask, LANE["i8"]), 64))
+    return b.and_(target.shift_bytes(b, v, b.trunc(n, LANE["i8"])), splat(b, b.trunc(mask, LANE["i8"]), 64))
 
 
 def code_book(table: list[int]) -> Any:
@@ -376,6 +372,23 @@ def tile(_context: Any, t: Any) -> Any:
     return ret(t), generate
 
 
+def _of_half(half: int) -> Any:
+    def only(_context: Any, like: Any) -> Any:
+        return Tile(like.vec, like.t, half)(like), lambda _c, _b, _s, values: values[0]
+
+    return intrinsic(only)
+
+
+# A tile of one half of a panel, from one of both. Only its rows are stored, so LLVM drops what computes the others.
+lower_half, upper_half = _of_half(LOWER), _of_half(UPPER)
+
+
+@intrinsic
+def half_of(_context: Any, like: Any) -> Any:
+    """LOWER or UPPER, the rows that are wanted of a tile, or BOTH."""
+    return i64(like), lambda _c, _b, _s, _v: ir.Constant(I64, like.half)
+
+
 def array_of(b: ir.IRBuilder, values: list[ir.Value]) -> ir.Value:
     out = ir.Constant(ir.ArrayType(values[0].type, len(values)), ir.Undefined)
     for i, v in enumerate(values):
@@ -406,7 +419,7 @@ def tile_sub_i32(b, t, x: tile_i32, y: tile_i32) -> tile_i32:
 
 def four_activations(b: ir.IRBuilder, base: ir.Value, stride: ir.Value, i: int) -> ir.Value:
     """Token i's next four int8 activations, repeated for the 16 rows of a vector of weights."""
-    return b.bitcast(load_splat(b, offset(b, base, stride, i), I32, 16), vector("i8", 64))
+    return target.load_four(b, offset(b, base, stride, i))
 
 
 @tile_primitive
