@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 )
 @click.option("--resume", is_flag=True, help="Go on with the last conversation.")
 @click.option("--session", "name", metavar="NAME", help="Go on with the conversation NAME, or begin it.")
+@click.option(
+    "--kv-exact",
+    is_flag=True,
+    help="Keep every bit of the model's state, twice as large, so that an answer after --resume is the very same.",
+)
 @click.option("--context-shift", is_flag=True, help="When the context is full, forget the oldest part without asking.")
 @click.option("--keep", "n_keep", type=int, default=0, help="First tokens that a context shift keeps. [default: 0]")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no statistics on stderr.")
@@ -45,7 +50,7 @@ if TYPE_CHECKING:
 def command(
     prompt: str | None, system: str | None, system_file: str | None, single_turn: bool, interactive: bool,
     n_predict: int, reasoning: str | None, resume: bool, name: str | None, context_shift: bool, n_keep: int,
-    quiet: bool, **kwargs: Any,
+    kv_exact: bool, quiet: bool, **kwargs: Any,
 ) -> int:  # fmt: skip
     """Talk with a model.
 
@@ -75,7 +80,8 @@ def command(
         llm = load(quiet=quiet, **kwargs)
         for warning in llm.chat_template.warnings:  # one that is missing is refused before the first message
             click.echo(f"qllama: warning: {printable(warning)}", err=True)
-        session = Session(llm, history, sampling, n_predict, n_keep if context_shift else None)
+        session = Session(llm, history, sampling, n_predict, n_keep if context_shift else None, kv_exact)
+        session.resume()
         if text is not None:
             history.set_system(text)
         show = reasoning == "show" or (reasoning is None and not single_turn)

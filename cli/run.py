@@ -109,9 +109,11 @@ def summary(stats: Any) -> str:
         return f"{n / seconds:.1f} t/s" if n > 0 and seconds > 0 else "- t/s"
 
     ended = f"{stats.finish_reason} (the context is full)" if stats.context_full else stats.finish_reason
+    known = f" ({stats.n_cached} of them known)" if stats.n_cached else ""
     dropped = f" | context shifts dropped {stats.n_dropped} tokens" if stats.n_dropped else ""
+    n_new = stats.n_prompt - stats.n_cached
     return (
-        f"prompt {stats.n_prompt} tokens, {rate(stats.n_prompt, stats.prompt_seconds)} | generated {stats.n_generated}"
+        f"prompt {stats.n_prompt} tokens{known}, {rate(n_new, stats.prompt_seconds)} | generated {stats.n_generated}"
         f" tokens, {rate(stats.n_generated - 1, stats.generation_seconds)} | first token after"
         f" {stats.first_token_seconds:.2f} s | ended by {ended}{dropped} | seed {stats.seed}"
     )

@@ -234,6 +234,7 @@ def _load(repl: "Repl", argument: str) -> None:
     if named == repl.session.history.path:
         raise InputError(f"{argument} is this conversation")
     _switch(repl, History.load(named))
+    repl.session.resume()
     repl.greet()
     return None
 

@@ -27,6 +27,7 @@ class KVCache:
         type_v: str = "f16",
     ) -> None:  # fmt: skip
         self.types = f"{check_type(type_k, head_dim)}_{check_type(type_v, head_dim, 'type_v')}"
+        self.n_layer, self.type_k, self.type_v = n_layer, type_k, type_v
         self.width = padded(head_dim)  # of a value row
         self.part_bytes = part_bytes(self.width)
         self._keys = n_head_kv * POSITIONS * head_dim * CACHE_BYTES[type_k] // CHUNK
@@ -67,6 +68,17 @@ class KVCache:
                 ) from error
             self.table[len(self._blocks)] = block.ctypes.data
             self._blocks.append(block)
+
+    @property
+    def parts(self) -> list[tuple[str, int, int]]:
+        """What lies in a block: (type, first byte, bytes) of the keys and the values of each layer."""
+        runs = ((self.type_k, 0, self._keys), (self.type_v, self._keys, self._values))
+        return [(kind, layer * self.layer_bytes + at, n) for layer in range(self.n_layer) for kind, at, n in runs]
+
+    def blocks(self, n_positions: int) -> list[np.ndarray]:
+        """The blocks that n_positions need, made if missing: (block_bytes,) uint8 each, to read or write."""
+        self.reserve(n_positions)
+        return self._blocks[: -(-n_positions // POSITIONS)]
 
     def truncate(self, n_positions: int) -> None:
         """Give back the blocks behind n_positions."""

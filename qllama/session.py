@@ -11,6 +11,7 @@ from qllama.chat.history import History
 from qllama.chat.reasoning import Piece, Splitter
 from qllama.errors import InputError
 from qllama.generate import Stats
+from qllama.kv_file import KVFile
 from qllama.llm import LLM, ChatPrompt
 
 
@@ -35,8 +36,33 @@ class Session:
     sampling: dict[str, Any] = field(default_factory=dict)
     n_predict: int = -1
     n_keep: int | None = None
+    kv_exact: bool = False  # keep every bit of the cache beside the conversation
     stats: Stats = field(default_factory=Stats)  # of the last answer
     n_used: int = 0  # tokens of the context in use
+
+    _kv: KVFile | None = field(default=None, repr=False)
+
+    def resume(self) -> int:
+        """Take over what the model once knew of a conversation that goes on; the number of tokens."""
+        kv = self._kv_file()
+        return kv.load() if kv is not None else 0
+
+    def _kv_file(self) -> KVFile | None:
+        """Where the cache is kept: beside the conversation, if that is being written."""
+        if not self.history.is_open or self.history.path is None:
+            return None
+        path = self.history.path.with_suffix(".kv")
+        if self._kv is None or self._kv.path != path:
+            self._kv = KVFile(path, self.llm.model, self.kv_exact)
+        return self._kv
+
+    def _save_kv(self) -> None:
+        kv = self._kv_file()
+        try:
+            if kv is not None:
+                kv.save()
+        except OSError as error:
+            self.history.warnings.append(f"{kv.path}: the model's state is not kept: {error.strerror}")  # type: ignore[union-attr]
 
     def ask(self, text: str) -> Iterator[Piece]:
         """The answer to `text`, in pieces. Raises ContextFull, before anything is said, when it does not fit."""
@@ -147,3 +173,4 @@ class Session:
             reasoning = "".join(said[True])
             message = {"role": "assistant", "content": "".join(said[False]), "finish": finish}
             self.history.add(message | ({"reasoning_content": reasoning} if reasoning else {}))
+            self._save_kv()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -210,6 +211,22 @@ def test_a_conversation_survives_kill_9(start: Start, data: Path) -> None:
     assert [role for role, _ in messages(data)] == ["user", "user", "assistant"]
     third = start("--resume", wait="4 messages")
     third.close()
+
+
+def test_a_resumed_conversation_computes_only_what_is_new(start: Start, data: Path) -> None:
+    terminal = story(start, "-n", "40", "--kv-exact")
+    terminal.enter("Once upon a time, there was a little girl")
+    terminal.until("^>", 2)
+    terminal.child.kill(signal.SIGKILL)
+    terminal.ended()
+    (index,) = (data / "chats").glob("*.kv.json")
+    n_saved = len(json.loads(index.read_text())["tokens"])
+    again = start("--resume", "--kv-exact", "-n", "3", wait="2 messages")
+    again.enter("More")
+    again.until("^>$")
+    again.enter("/stats")
+    (reused,) = re.findall(r"\((\d+) of them known\)", again.until("of them known"))
+    assert n_saved - 3 <= int(reused) <= n_saved and n_saved > 40
 
 
 def test_a_terminal_that_changes_its_size(start: Start) -> None:

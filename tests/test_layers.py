@@ -16,7 +16,7 @@ LAYERS = [
     "qllama",
     "qllama.session",
     "qllama.llm qllama.bench qllama.evaluate",
-    "qllama.generate qllama.chat",
+    "qllama.generate qllama.chat qllama.kv_file",
     "qllama.model",
     "qllama.builder",
     "qllama.weights qllama.stopwatch",

@@ -126,10 +126,18 @@ def test_help_loads_neither_numpy_nor_numba() -> None:
         "import sys; from qllama.cli import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
-        "heavy = {'numpy', 'numba', 'llvmlite', 'sentencepiece'} & set(sys.modules)\n"
+        "names = {'numpy', 'numba', 'llvmlite', 'sentencepiece', 'jinja2', 'prompt_toolkit'}\n"
+        "heavy = names & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
-    for args in (["--help"], ["run", "--help"], ["--version"], ["info", "--help"], ["tokenize", "--help"]):
+    for args in (
+        ["--help"],
+        ["run", "--help"],
+        ["--version"],
+        ["info", "--help"],
+        ["tokenize", "--help"],
+        ["chat", "--help"],
+    ):
         result = subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True)
         assert result.returncode == 0, (args, result.stderr)
         assert result.stdout

@@ -134,3 +134,41 @@ def test_reasoning_is_told_apart_and_kept(llm: LLM, monkeypatch: pytest.MonkeyPa
         "reasoning_content": "why",
         "finish": "",
     }
+
+
+def test_a_conversation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every bit kept, what follows is the very same, and only the new message is computed."""
+    monkeypatch.setenv("QLLAMA_DATA", str(tmp_path))
+
+    def load() -> LLM:
+        return LLM(shared("models/stories260K-f32.gguf"), n_threads=2, chat_template=TEMPLATE)
+
+    whole, answers = load(), []
+    session = Session(whole, History(), {"temp": 1.0, "seed": 4}, n_predict=30)
+    for text in ("Once upon a time", "Then", "At last"):
+        answers.append(said(session, text))
+    whole.close()
+    history = History()
+    history.open()
+    assert history.path is not None
+    for text, answer in zip(("Once upon a time", "Then", "At last"), answers, strict=True):
+        llm = load()
+        session = Session(llm, history, {"temp": 1.0, "seed": 4}, n_predict=30, kv_exact=True)
+        restored = session.resume()
+        assert restored == len(llm.model.cached) and (restored > 0) == (text != "Once upon a time")
+        assert said(session, text) == answer
+        # The answer's own tokens may be others than those of its text; a few are computed again.
+        assert restored - 31 <= session.stats.n_cached <= restored < session.stats.n_prompt
+        llm.close()
+        history.close()
+        history = History.load(history.path)
+    history.close()
+
+
+def test_a_state_that_cannot_be_written_is_told(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("qllama.kv_file.KVFile.save", full)
+    assert said(session, "Once")
+    assert "the model's state is not kept: No space left" in session.history.warnings[0]
