@@ -146,7 +146,8 @@ def _show_model(repl: "Repl") -> None:
     h = model.hparams
     repl.screen.line(f"model       {printable(model.path)}")
     repl.screen.line(f"            {h.architecture}, {h.n_layer} layers, trained for {h.n_ctx_train} tokens of context")
-    repl.screen.line(f"            {model.team.n_threads} threads, {model.cache.kind} cache")
+    kinds = " and ".join(dict.fromkeys(kind for kind, _, _ in model.cache.parts))
+    repl.screen.line(f"            {model.team.n_threads} threads, {kinds} cache")
 
 
 def _show_template(repl: "Repl") -> None:

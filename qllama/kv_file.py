@@ -22,7 +22,7 @@ from qllama.quant.q8_0 import BLOCK_Q8_0, decode
 
 FORMAT = 1
 KEPT = 5  # conversations whose state is kept
-FLOATS = {"f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
+FLOATS: dict[str, np.dtype] = {"f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
 SAMPLES, SAMPLE = 64, 4096  # parts of a model file that tell it from others, and bytes of each
 
 
