@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import zlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,14 @@ class KVFile:
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.model)
+
     def _kind(self) -> dict[str, Any]:
         """What a file must have in common with this one."""
         parts = [list(part) for part in self.model.cache.parts]
-        return {"format": FORMAT, "model": fingerprint(self.model), "exact": self.exact, "parts": parts}
+        return {"format": FORMAT, "model": self._fingerprint, "exact": self.exact, "parts": parts}
 
     # ---- how a block is stored
 

@@ -37,9 +37,14 @@ def model():
     made.close()
 
 
+def with_cache(kind: str) -> Model:
+    """The model with a cache of this type."""
+    return LLM(shared(STORIES), n_threads=2, type_k=kind, type_v=kind).model
+
+
 def save(path: Path, exact: bool, kind: str = "f16") -> KVFile:
     """The state of a model after TOKENS, in a file."""
-    model = Model(shared(STORIES), n_threads=2, kv_kind=kind)
+    model = with_cache(kind)
     model.forward(TOKENS, 0)
     kv = KVFile(path, model, exact)
     kv.save()
@@ -67,7 +72,7 @@ def test_eight_bits_are_half_as_large_and_near(tmp_path: Path, model: Model, exp
 def test_f32_caches(tmp_path: Path) -> None:
     for exact in (True, False):
         save(tmp_path / "a.kv", exact, "f32")
-        model = Model(shared(STORIES), n_threads=2, kv_kind="f32")
+        model = with_cache("f32")
         assert KVFile(tmp_path / "a.kv", model, exact).load() == 300
         model.close()
         other = Model(shared(STORIES), n_threads=2)
