@@ -129,6 +129,8 @@ class Repl:
                 f"conversation {printable(session.history.name)}, {len(session.history.messages)} messages"
             )
             self.tail()
+            if session.unanswered:
+                self.screen.line("(this message has no answer; /regen asks for one)")
             session.measure()
 
     def tail(self) -> None:

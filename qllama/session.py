@@ -66,6 +66,8 @@ class Session:
 
     def ask(self, text: str) -> Iterator[Piece]:
         """The answer to `text`, in pieces. Raises ContextFull, before anything is said, when it does not fit."""
+        if self.unanswered:  # templates want turns to alternate
+            self.history.add({"role": "assistant", "content": "", "finish": "killed"})
         message = {"role": "user", "content": text}
         self.history.messages.append(message)
         try:
@@ -74,6 +76,11 @@ class Session:
             self.history.messages.pop()
         self.history.add(message)
         return self._answer(prompt)
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the last message has no answer: the program was killed before there was one."""
+        return bool(self.history.messages) and self.history.messages[-1]["role"] == "user"
 
     def again(self) -> Iterator[Piece]:
         """Another answer to the last message, in the place of the one there is."""

@@ -71,6 +71,16 @@ def test_what_there_is_of_an_answer_is_kept(session: Session) -> None:
     assert History.load(path).messages == session.history.messages
 
 
+def test_turns_alternate_even_after_a_kill(session: Session) -> None:
+    session.history.add({"role": "user", "content": "Once"})
+    assert session.unanswered
+    said(session, "Then")
+    assert [m["role"] for m in session.history.messages] == ["user", "assistant", "user", "assistant"]
+    session.history.add({"role": "user", "content": "And"})
+    answer = "".join(piece.text for piece in session.again())
+    assert session.history.messages[-1]["content"] == answer and not session.unanswered
+
+
 def test_a_message_that_does_not_fit_is_not_added(session: Session) -> None:
     with pytest.raises(ContextFull, match=r"has \d+ tokens, the context of 128 leaves no room") as caught:
         session.ask("word " * 100)
