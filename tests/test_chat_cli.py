@@ -201,7 +201,7 @@ def test_a_conversation_survives_kill_9(start: Start, data: Path) -> None:
         time.sleep(0.01)
     terminal.child.kill(signal.SIGKILL)
     terminal.ended()
-    again = start("--resume", "-n", "3")  # the model is that of the conversation
+    again = start("--resume", "-n", "3", wait="^>$")  # the model is that of the conversation
     assert "stories260K" in again.screen and "2 messages" in again.screen
     assert "> Once upon a time" in again.screen and "Lily" in again.screen
     again.enter("More")
@@ -221,7 +221,7 @@ def test_a_resumed_conversation_computes_only_what_is_new(start: Start, data: Pa
     terminal.ended()
     (index,) = (data / "chats").glob("*.kv.json")
     n_saved = len(json.loads(index.read_text())["tokens"])
-    again = start("--resume", "--kv-exact", "-n", "3", wait="2 messages")
+    again = start("--resume", "--kv-exact", "-n", "3", wait="^>$")
     again.enter("More")
     again.until("^>$")
     again.enter("/stats")

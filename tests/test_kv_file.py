@@ -80,6 +80,21 @@ def test_f32_caches(tmp_path: Path) -> None:
         other.close()
 
 
+def test_q8_0_caches_keep_their_bits_in_any_case(tmp_path: Path) -> None:
+    tokens = [1, *range(300, 320)]
+    first = LLM(type_k="q8_0", type_v="q8_0", n_threads=2)
+    first.model.forward(tokens, 0)
+    KVFile(tmp_path / "a.kv", first.model).save()
+    expected = first.model.forward(NEXT, len(tokens), 3)
+    second = LLM(type_k="q8_0", type_v="q8_0", n_threads=2)
+    assert KVFile(tmp_path / "a.kv", second.model).load() == len(tokens)
+    np.testing.assert_array_equal(second.model.forward(NEXT, len(tokens), 3), expected)
+    third = LLM(type_k="q8_0", type_v="f16", n_threads=2)
+    assert KVFile(tmp_path / "a.kv", third.model).load() == 0
+    for llm in (first, second, third):
+        llm.close()
+
+
 def test_only_blocks_that_changed_are_written(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     model.forward(TOKENS, 0)
     kv = KVFile(tmp_path / "a.kv", model, exact=True)
