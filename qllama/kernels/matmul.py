@@ -134,7 +134,7 @@ def _matmul(times: Any, tokens: int, packed_bytes: int) -> Callable[..., Any]:
                     of_many(tile(tokens), w, x + t * ld_x, out + t * ld_out, n_block, ld_x, ld_out, add, p, end)
                     t += tokens
                 if n_rows - t > 1:  # into the rows behind, which the plan's buffers have and nobody reads
-                    panels(tile(tokens), w, x + t * ld_x, out + t * ld_out, n_block, ld_x, ld_out, add, p, end)
+                    of_many(tile(tokens), w, x + t * ld_x, out + t * ld_out, n_block, ld_x, ld_out, add, p, end)
                 elif n_rows - t == 1:
                     panels(tile(1), w, x + t * ld_x, out + t * ld_out, n_block, ld_x, ld_out, add, p, end)
             first, last = next_panels(job, n_rows, n_panel, grain)
