@@ -19,6 +19,7 @@ COMMANDS = {
     "tokenize": "Show the tokens of a text.",
     "bench": "Measure the speed of models, as llama-bench does.",
     "perplexity": "Measure how well a model predicts a text, as llama-perplexity does.",
+    "quantize": "Write a model file in another type, as llama-quantize does.",
     "warmup": "Compile the kernels ahead of the first run.",
 }
 

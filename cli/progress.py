@@ -1,6 +1,7 @@
 """Loading a model for a command: progress and warnings on stderr, one line each."""
 
 import logging
+import shutil
 import sys
 import time
 from typing import Any
@@ -25,6 +26,43 @@ class Line:
         elif not self.shown:
             print(self.text, file=sys.stderr, flush=True)
         self.shown = True
+
+
+class Meter:
+    """What long work on a file is at: overwritten on a terminal a few times a second, silent elsewhere."""
+
+    def __init__(self) -> None:
+        self.width, self.shown = 0, 0.0
+
+    def quantize(self, at: Any) -> None:
+        """Show a quantize.Progress: tensor, types, speed, time left."""
+        rate = at.done / max(at.seconds, 1e-9)
+        left = (at.total - at.done) / max(rate, 1.0)
+        types = f"{at.step.source.type.name} -> {at.step.target.type.name}"
+        where = f"[{at.index + 1}/{at.n_steps}] {printable(at.step.target.name)}  {types}"
+        speed = f"{100 * at.done // max(1, at.total):>3} %  {rate / 1e6:.0f} MB/s  {clock(left)} left"
+        self.show(f"{where}  {speed}", last=at.done == at.total)
+
+    def show(self, text: str, last: bool = False) -> None:
+        """Put `text` in place of the line that is there."""
+        now = time.monotonic()
+        if sys.stderr is None or not sys.stderr.isatty() or (now - self.shown < 0.1 and not last):
+            return
+        columns = shutil.get_terminal_size().columns - 1
+        print(f"\r{text[:columns]:<{min(self.width, columns)}}", end="", file=sys.stderr, flush=True)
+        self.width, self.shown = len(text), now
+
+    def close(self) -> None:
+        """Leave the line."""
+        if self.width:
+            print(file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """0:07, 12:34, 1:02:03."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
 class Warnings(logging.Handler):

@@ -1,6 +1,7 @@
 """What this machine can do: its ISA, the cores this process may use, its memory. The system is asked here only."""
 
 import contextlib
+import errno
 import mmap
 import os
 import platform
@@ -258,6 +259,19 @@ def allocate(nbytes: int) -> mmap.mmap:
 
 
 # ---- caches
+
+
+def lock(handle: int) -> bool:
+    """Lock an open file until it is closed; False when another process has it, True where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows does not let go of a file that is open: nothing to lock
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)  # others: a file system without locks
+    return True
 
 
 def is_private(directory: Path) -> bool:
