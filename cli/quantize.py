@@ -105,11 +105,13 @@ def _options(kwargs: dict[str, Any]) -> Any:
     if listed:
         texts += Path(listed).read_text().split()
     layers = kwargs.pop("prune_layers")
+    override_kv = overrides(kwargs.pop("override_kv"))
+    simple: dict[str, Any] = {k: v.upper() if isinstance(v, str) else v for k, v in kwargs.items()}
     return Options(
         tensor_types=[_tensor_type(text) for text in texts],
         prune_layers=[_number("--prune-layers", n) for n in layers.split(",")] if layers else [],
-        override_kv=overrides(kwargs.pop("override_kv")),
-        **{key: value.upper() if isinstance(value, str) else value for key, value in kwargs.items()},
+        override_kv=override_kv,
+        **simple,
     )
 
 

@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import BinaryIO
 
-import numpy as np
-
 from qllama import cpu
 from qllama.errors import FileError, InputError, printable
 
@@ -72,7 +70,7 @@ class OutputFiles:
         self.files = []
 
 
-def write_file(path: Path, chunks: Iterable[bytes | np.ndarray], nbytes: int, inputs: Iterable[Path] = (),
+def write_file(path: Path, chunks: Iterable[bytes], nbytes: int, inputs: Iterable[Path] = (),
                force: bool = False) -> None:  # fmt: skip
     """Write one file of `nbytes` bytes; see OutputFiles for how, and for what is refused."""
     with OutputFiles([path], [nbytes], inputs, force) as out:
@@ -84,7 +82,7 @@ def same_file(a: Path, b: Path) -> bool:
     """Whether two paths name one file, through links too; False when either is missing."""
     try:
         return os.path.samefile(a, b)
-    except (OSError, ValueError):
+    except OSError:
         return False
 
 
@@ -96,8 +94,8 @@ def _check_target(path: str, inputs: list[Path], force: bool) -> None:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:
-        raise FileError(path, getattr(error, "strerror", None) or str(error)) from None
+    except OSError as error:
+        raise FileError(path, error.strerror or str(error)) from None
     if not stat.S_ISREG(mode):
         raise FileError(path, "is a directory" if stat.S_ISDIR(mode) else "is not a regular file")
     for source in inputs:

@@ -95,7 +95,8 @@ def make_plan(
         _check_importance(source, step, imatrix)
     new = _metadata(source, file_type, options, imatrix)
     if options.prune_layers:
-        new |= {f"{types.traits.architecture}.block_count": ("u32", names.n_layer)}
+        key = f"{types.traits.architecture}.block_count"
+        new = {k: v for k, v in new.items() if k != key} | {key: ("u32", names.n_layer)}
     return Plan(file_type, steps, _heads(new, steps, source.n_parts, options.keep_split), options.keep_split)
 
 

@@ -19,7 +19,7 @@ from qllama.quantize.source import Source
 CHUNK = 16 << 20  # values that are read, encoded and written at a time
 SAMPLE = 64  # rows of a chunk at most whose error is measured
 
-_VIEWS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_VIEWS: dict[str, Any] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Where tensors come from: their names, shapes and types, and their rows, a few at a time."""
 
 import mmap
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
@@ -39,10 +38,10 @@ class Source(Protocol):
     """A model that can be read row by row."""
 
     path: str
-    inputs: Sequence[str]  # the files, which must not be overwritten
+    inputs: list[str]  # the files, which must not be overwritten
     n_parts: int
     metadata: dict[str, Entry]
-    tensors: Sequence[SourceTensor]  # in the order of the file
+    tensors: list[SourceTensor]  # in the order of the file
 
     def rows(self, tensor: SourceTensor, first: int, n_rows: int) -> np.ndarray:
         """(n_rows, row_bytes) uint8 from row `first` on."""
