@@ -20,6 +20,8 @@ COMMANDS = {
     "bench": "Measure the speed of models, as llama-bench does.",
     "perplexity": "Measure how well a model predicts a text, as llama-perplexity does.",
     "quantize": "Write a model file in another type, as llama-quantize does.",
+    "split": "Write a model file in parts, as llama-gguf-split does.",
+    "merge": "Write the parts of a model as one file.",
     "warmup": "Compile the kernels ahead of the first run.",
 }
 

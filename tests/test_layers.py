@@ -23,7 +23,7 @@ LAYERS = [
     "qllama.plan qllama.arch qllama.kv_cache qllama.sampling qllama.data",
     "qllama.team",
     "qllama.kernels",
-    "qllama.imatrix",
+    "qllama.imatrix qllama.split",
     "qllama.tokenizer qllama.gguf_writer",
     "qllama.quant qllama.gguf qllama.hparams",
     "qllama.metadata",

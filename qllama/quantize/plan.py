@@ -1,6 +1,5 @@
 """What quantizing a model will do, before it is done: each tensor's new type, the new metadata, the exact sizes."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from qllama.imatrix import ImportanceMatrix
 from qllama.metadata import INTEGERS, ArrayValue
 from qllama.quant import mixes
 from qllama.quantize.source import Source, SourceTensor
+from qllama.split import split_keys
 
 QUANTIZATION_VERSION = 2  # of the block formats
 FLOATS = ("F32", "F16", "BF16")
@@ -245,14 +245,6 @@ def _heads(metadata: dict[str, Entry], steps: Sequence[Step], n_parts: int, keep
     for part in range(n_parts):
         keys = metadata if part == 0 else {}
         if n_parts > 1:
-            keys = keys | {
-                "split.no": ("u16", part), "split.count": ("u16", n_parts), "split.tensors.count": ("i32", len(steps))
-            }  # fmt: skip
+            keys = keys | split_keys(part, n_parts, len(steps))
         heads.append(head(keys, [step.target for step in steps if step.source.part == part]))
     return heads
-
-
-def split_paths(prefix: str | os.PathLike[str], n_parts: int) -> list[str]:
-    """The names of the parts of a split model."""
-    stem = os.fspath(prefix).removesuffix(".gguf")
-    return [f"{stem}-{i + 1:05d}-of-{n_parts:05d}.gguf" for i in range(n_parts)]

@@ -13,8 +13,9 @@ from qllama.errors import FileError, InputError, printable
 from qllama.imatrix import ImportanceMatrix
 from qllama.quant import dequantize, quantize
 from qllama.quant.mixes import EMBEDDINGS
-from qllama.quantize.plan import FLOATS, Plan, Step, split_paths
+from qllama.quantize.plan import FLOATS, Plan, Step
 from qllama.quantize.source import Source
+from qllama.split import part_paths
 
 CHUNK = 16 << 20  # values that are read, encoded and written at a time
 SAMPLE = 64  # rows of a chunk at most whose error is measured
@@ -91,7 +92,7 @@ def quantize_file(
     if needy is not None:
         raise InputError(f"{plan.file_type} needs an importance matrix (--imatrix): {printable(needy.target.name)} "
                          f"becomes {needy.target.type.name}")  # fmt: skip
-    paths = split_paths(out, len(plan.heads)) if plan.keep_split else [os.fspath(out)]
+    paths = part_paths(out, len(plan.heads)) if plan.keep_split else [os.fspath(out)]
     report = _new_report(os.fspath(out), plan)
     inputs = [*source.inputs, *([imatrix.path] if imatrix is not None and imatrix.path else [])]
     start, done = time.monotonic(), 0
