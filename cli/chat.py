@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qllama.cli.options import model_options, sampler_options, sampler_settings
+from qllama.cli.template import template_options
 from qllama.errors import FileError, InputError, printable
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     default=-1,
     help="Most tokens of an answer. [default: -1, no limit]",
 )
-@click.option("--chat-template", metavar="NAME", help="Chat template: NAME or Jinja text. [default: the model's own]")
+@template_options
 @click.option(
     "--reasoning",
     type=click.Choice(["show", "hide"]),
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 def command(
     prompt: str | None, system: str | None, system_file: str | None, single_turn: bool, interactive: bool,
     n_predict: int, reasoning: str | None, resume: bool, name: str | None, context_shift: bool, n_keep: int,
-    kv_exact: bool, quiet: bool, **kwargs: Any,
+    kv_exact: bool, quiet: bool, chat_template: str | None, template_kwargs: dict[str, Any], **kwargs: Any,
 ) -> int:  # fmt: skip
     """Talk with a model.
 
@@ -74,13 +75,16 @@ def command(
     from qllama.cli.progress import load
     from qllama.session import Session
 
+    kwargs["chat_template"] = chat_template
     warm_up()
     history = opened(resume, name, kwargs)
     try:
         llm = load(quiet=quiet, **kwargs)
         for warning in llm.chat_template.warnings:  # one that is missing is refused before the first message
             click.echo(f"qllama: warning: {printable(warning)}", err=True)
-        session = Session(llm, history, sampling, n_predict, n_keep if context_shift else None, kv_exact)
+        session = Session(
+            llm, history, sampling, n_predict, n_keep if context_shift else None, kv_exact, template_kwargs
+        )
         session.resume()
         if text is not None:
             history.set_system(text)

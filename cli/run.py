@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from qllama.cli.options import model_options, sampler_options, sampler_settings
+from qllama.cli.template import template_options
 from qllama.errors import FileError, InputError
 
 
@@ -25,7 +26,7 @@ from qllama.errors import FileError, InputError
     help="Tokens to generate. [default: -1, until the end]",
 )
 @click.option("--messages", "messages_file", metavar="FILE", help="Answer the conversation in FILE (JSON messages).")
-@click.option("--chat-template", metavar="NAME", help="Answer the prompt as a chat message; NAME or Jinja text.")
+@template_options
 @click.option("--context-shift", is_flag=True, help="When the context is full, drop the older half and go on.")
 @click.option("--keep", "n_keep", type=int, default=0, help="First tokens that a context shift keeps. [default: 0]")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end of the text.")
@@ -35,9 +36,9 @@ from qllama.errors import FileError, InputError
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no statistics on stderr.")
 @sampler_options
 def command(
-    prompt: str | None, prompt_file: str | None, messages_file: str | None, chat_template: str | None, n_predict: int,
-    context_shift: bool, n_keep: int, ignore_eos: bool, stop: tuple[str, ...], no_parse_special: bool, echo: bool,
-    quiet: bool, **kwargs: Any,
+    prompt: str | None, prompt_file: str | None, messages_file: str | None, chat_template: str | None,
+    template_kwargs: dict[str, Any], n_predict: int, context_shift: bool, n_keep: int, ignore_eos: bool,
+    stop: tuple[str, ...], no_parse_special: bool, echo: bool, quiet: bool, **kwargs: Any,
 ) -> int:  # fmt: skip
     """Write text that continues a prompt, or the answer to a conversation (--messages, --chat-template).
 
@@ -50,7 +51,7 @@ def command(
         raise InputError(f"-n: found {n_predict}, needed a number of tokens, or -1 for no limit")
     if n_keep < 0:
         raise InputError(f"--keep: found {n_keep}, needed a number of tokens")
-    chat = chat_template is not None or messages_file is not None
+    chat = chat_template is not None or messages_file is not None or bool(template_kwargs)
     text = b"" if messages_file is not None else read_prompt(prompt, prompt_file)
     if messages_file is not None and (prompt is not None or prompt_file is not None or echo):
         raise InputError("--messages cannot be used with -p, -f or --echo")
@@ -66,7 +67,7 @@ def command(
     llm, stats = load(quiet=quiet, chat_template=chat_template, **kwargs), Stats()
     options = {"ignore_eos": ignore_eos, "stats": stats, "n_keep": n_keep if context_shift else None, **sampling}
     if chat:
-        pieces = llm.chat(talk.messages, n_predict, stop, talk.tools, **options)
+        pieces = llm.chat(talk.messages, n_predict, stop, talk.tools, template_kwargs, **options)
     else:
         pieces = llm.generate(text, n_predict, stop, parse_special=not no_parse_special, **options)
     out = sys.stdout.buffer

@@ -275,7 +275,9 @@ def _stats(repl: "Repl", argument: str) -> None:
 def _tokens(repl: "Repl", argument: str) -> None:
     """Of a text, or of the conversation as the model reads it."""
     llm = repl.session.llm
-    ids = llm.tokenize(argument, add_special=False) if argument else llm.chat_prompt(repl.session.history.prompt()).ids
+    ids = (
+        llm.tokenize(argument, add_special=False) if argument else repl.session.read(repl.session.history.prompt()).ids
+    )
     shown = " ".join(printable(llm.tokenizer.token_bytes(id, special=True).decode(errors="backslashreplace"))
                      + f"[{id}]" for id in ids)  # fmt: skip
     repl.screen.line(f"{len(ids)} tokens: {shown}")

@@ -3,7 +3,7 @@
 What is remembered on disk is chat/history.py's business, how it looks is the command line's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class Session:
     n_predict: int = -1
     n_keep: int | None = None
     kv_exact: bool = False  # keep every bit of the cache beside the conversation
+    template_kwargs: dict[str, Any] = field(default_factory=dict)  # what the chat template is given besides
     stats: Stats = field(default_factory=Stats)  # of the last answer
     n_used: int = 0  # tokens of the context in use
 
@@ -110,15 +111,19 @@ class Session:
 
     # ---- the context
 
+    def read(self, messages: Sequence[dict[str, Any]], **more: Any) -> ChatPrompt:
+        """Messages as the model reads them."""
+        return self.llm.chat_prompt(messages, **{**self.template_kwargs, **more})
+
     def measure(self) -> int:
         """Count the tokens that the conversation takes, without a next answer."""
         messages = self.history.prompt()
-        self.n_used = len(self.llm.chat_prompt(messages, add_generation_prompt=False).ids) if messages else 0
+        self.n_used = len(self.read(messages, add_generation_prompt=False).ids) if messages else 0
         return self.n_used
 
     def _prompt(self) -> ChatPrompt:
         """The prompt of the next answer. Raises ContextFull when it leaves no room for one."""
-        prompt = self.llm.chat_prompt(self.history.prompt())
+        prompt = self.read(self.history.prompt())
         if len(prompt.ids) < self.llm.n_ctx:
             return prompt
         full = ContextFull(len(prompt.ids), self.llm.n_ctx, self._n_forget())
@@ -137,7 +142,7 @@ class Session:
         starts = [i for i, message in enumerate(messages) if message["role"] == "user" and i > first]
         for limit in (self.llm.n_ctx // 2, self.llm.n_ctx - 1):
             for i in starts:
-                if len(self.llm.chat_prompt(messages[:first] + messages[i:]).ids) <= limit:
+                if len(self.read(messages[:first] + messages[i:]).ids) <= limit:
                     return i - first
         return 0
 

@@ -319,6 +319,18 @@ def test_system_messages(data: Path, tmp_path: Path) -> None:
         assert pipe(data, *common, *system).stdout == b"Lily. She loved to\n"
 
 
+def test_template_files_and_what_templates_are_given(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text("{{ begin }} {{ messages[0].content }}")
+    common = (stories(), "--temp", "0", "-n", "6", "-q", "--chat-template-file", str(tmp_path / "t.jinja"))
+    begin = ("--chat-template-kwargs", json.dumps({"begin": "Once upon a time, there was a little girl"}))
+    assert pipe(data, *common, *begin, "-p", "named").stdout == b"Lily. She loved to\n"
+    result = subprocess.run([*QLLAMA, "run", *common, *begin, "-p", "named"], capture_output=True, timeout=120)
+    assert result.stdout == b"Lily. She loved to\n"
+    (tmp_path / "plain").write_text("plain")  # the text, not the template of this name
+    text = pipe(data, stories(), "-q", "-n", "1", "-p", "x", "--chat-template-file", str(tmp_path / "plain"))
+    assert text.returncode == 0
+
+
 def test_a_pipe_goes_on_with_a_conversation(data: Path) -> None:
     common = (stories(), "--chat-template", "plain", "--temp", "0", "-n", "4", "-q", "--session", "talk")
     assert pipe(data, *common, stdin=b"Once").returncode == 0
@@ -343,12 +355,17 @@ def test_interactive_without_a_terminal(data: Path) -> None:
         (("-n", "-7"), "-n -7"),
         (("--chat-template", "nope"), "--chat-template"),
         (("--chat-template", "{{ raise_exception('no') }}"), "chat template: TemplateError: no"),
+        (("--chat-template", "plain", "--chat-template-file", "x"), "cannot be used together"),
+        (("--chat-template-file", "/nonexistent"), "/nonexistent: cannot read the chat template"),
+        (("--chat-template-kwargs", "[]"), "--chat-template-kwargs: found '[]', needed an object"),
+        (("--chat-template-kwargs", "{"), "--chat-template-kwargs: found '{', needed an object"),
+        (("--chat-template-kwargs", '{"tools": 1}'), "tools is given by the conversation"),
         (("/nonexistent.gguf",), "/nonexistent.gguf"),
         (("-c", "8"), "leaves no room for an answer"),
     ],
 )
 def test_bad_usage(data: Path, args: tuple[str, ...], words: str) -> None:
-    result = pipe(data, *args, stdin=b"word " * 20)
+    result = pipe(data, "-q", *args, stdin=b"word " * 20)
     assert words in error_line(result)
 
 

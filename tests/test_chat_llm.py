@@ -170,4 +170,4 @@ def test_run_says_why_it_stopped() -> None:
     ],
 )
 def test_bad_usage(args: tuple[str, ...], words: str) -> None:
-    assert words in error_line(qllama("run", *args))
+    assert words in error_line(qllama("run", "-q", *args))
