@@ -9,7 +9,7 @@ from pathlib import Path
 import pexpect
 import pyte
 
-SECONDS = 60.0  # until something must have appeared, on a busy machine
+SECONDS = 240.0  # until something must have appeared, on a busy machine
 
 
 class Terminal:
