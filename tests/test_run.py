@@ -213,7 +213,7 @@ def test_warmup_lists_kernels() -> None:
     result = qllama("warmup", stories(), "-v")
     titles, *rows = (line.split() for line in result.stdout.decode().splitlines())
     assert result.returncode == 0 and titles == ["kernel", "bytes", "seconds"]
-    assert {"f32.matmul", "f32.pack", "attention.f16", "tape.work"} <= {name for name, _, _ in rows}
+    assert {"f32.matmul", "f32.pack", "attention.f16_f16", "tape.work"} <= {name for name, _, _ in rows}
     assert all(int(nbytes) > 0 and float(seconds) >= 0 for _, nbytes, seconds in rows)
     total = f"{len(rows)} kernels, {sum(int(nbytes) for _, nbytes, _ in rows)} bytes, ready in "
     assert result.stderr.decode().splitlines()[-1].startswith(total)
