@@ -18,6 +18,7 @@ COMMANDS = {
     "info": "Say what a model file holds and whether it runs.",
     "tokenize": "Show the tokens of a text.",
     "bench": "Measure the speed of models, as llama-bench does.",
+    "tune": "Find the fastest threads and tiles on this machine.",
     "perplexity": "Measure how well a model predicts a text, as llama-perplexity does.",
     "quantize": "Write a model file in another type, as llama-quantize does.",
     "split": "Write a model file in parts, as llama-gguf-split does.",

@@ -118,12 +118,13 @@ def command(
         raise InputError(f"--plot {plot}: needs --roofline")
     if roofline and (output, output_err) != ("md", "none"):
         raise InputError("--roofline has a format of its own, -o and -oe do not go with it")
-    parameters = parse(ctx.obj or {}, **lists)
-
-    from qllama.bench.measure import Options, check
     from qllama.cli.progress import show_warnings
 
     show_warnings()
+    parameters = parse(ctx.obj or {}, **lists)
+
+    from qllama.bench.measure import Options, check
+
     report = say if progress or verbose else lambda message: None
     options = Options(repetitions, not no_warmup, delay, report, loading)
     checked = check(parameters)
@@ -135,7 +136,7 @@ def command(
 
 def parse(foreign: dict[str, str], files: tuple[str, ...], models: tuple[str, ...], **lists: tuple[str, ...]) -> Any:
     """The `Parameters` of the command line. Raises InputError."""
-    from qllama import cpu
+    from qllama import cpu, tuned
     from qllama.bench.parameters import Parameters, integers, names, pairs
     from qllama.llm import default_model
 
@@ -143,7 +144,7 @@ def parse(foreign: dict[str, str], files: tuple[str, ...], models: tuple[str, ..
     limits = {"n_batch": (1, 1 << 16), "n_ubatch": (1, 1 << 16), "n_threads": (1, cpu.max_threads())}
     given: dict[str, Any] = {name: integers(flag, lists[name], *limits.get(name, ())) for name, flag in flags.items()}
     given |= {"n_pg": pairs("-pg", lists["n_pg"]), "type_k": names(lists["type_k"]), "type_v": names(lists["type_v"])}
-    given["n_threads"] = given["n_threads"] or (cpu.default_threads(),)
+    given["n_threads"] = given["n_threads"] or (tuned.default_threads(),)
     given["model"] = (*files, *names(models)) or (str(default_model()),)
     return Parameters(**{name: value for name, value in given.items() if value}, foreign=foreign)
 

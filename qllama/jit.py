@@ -28,7 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from qllama import cpu
+from qllama import cpu, tuned
 from qllama.errors import QllamaError
 
 log = logging.getLogger("qllama")
@@ -196,7 +196,10 @@ def _entry_alone(library: Any, entry: str, name: str) -> Any:
 def _target_environment() -> dict[str, str]:
     """Numba's settings for the process that compiles."""
     name, features = cpu.llvm_target()
-    return {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "QLLAMA_ISA": cpu.isa().name}
+    return {
+        "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "QLLAMA_ISA": cpu.isa().name,
+        "QLLAMA_TILES": tuned.as_text(tuned.tiles()),
+    }  # fmt: skip
 
 
 def _serve(names: list[str]) -> None:
@@ -281,6 +284,7 @@ def cache_key(package: str = KERNELS) -> str:
         *(version(p) for p in ("numba", "llvmlite", "numpy")),
         cpu.isa().name,
         *cpu.llvm_target(),
+        tuned.as_text(tuned.tiles()),
     ]
     key.update("\0".join(parts).encode())
     return key.hexdigest()[:24]

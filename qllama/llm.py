@@ -40,10 +40,10 @@ class LLM:
     """A model file, ready to run.
 
     n_ctx: tokens of context; None takes the context of training, or less if memory is short. n_threads: None takes the
-    physical cores this process may use, cgroup quota included. n_batch: the most tokens of a step. type_k, type_v: the
-    KV cache, "f16", "f32" or "q8_0" each. override_kv: metadata that stands for the file's. chat_template: the name of
-    one (qllama.chat.named), or its text; None takes the file's own. Raises qllama.errors.InputError for what cannot be
-    used.
+    physical cores this process may use, cgroup quota included, or what `qllama tune` found. n_batch: the most tokens of
+    a step. type_k, type_v: the KV cache, "f16", "f32" or "q8_0" each. override_kv: metadata that stands for the file's.
+    chat_template: the name of one (qllama.chat.named), or its text; None takes the file's own. Raises
+    qllama.errors.InputError for what cannot be used.
     """
 
     def __init__(

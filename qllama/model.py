@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qllama import cpu, jit, weights
+from qllama import cpu, jit, tuned, weights
 from qllama.arch import ARCHS
 from qllama.builder import Builder, Tensors
 from qllama.errors import FileError, InputError, printable
@@ -131,7 +131,8 @@ class Model:
 
     source: a file's path, or an opened one, which stays open and is no longer needed afterwards.
     n_ctx None takes the context of training, or what memory allows; a wished one that does not fit is refused.
-    n_threads None takes the physical cores this process may use. n_batch is the most tokens of a step.
+    n_threads None takes the physical cores this process may use, or what `qllama tune` found. n_batch is the most
+    tokens of a step.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class Model:
         type_k: str = "f16", type_v: str = "f16", progress: Progress | None = None,
     ) -> None:  # fmt: skip
         progress = progress or Progress()
-        n_threads = _in_range("threads", cpu.default_threads() if n_threads is None else n_threads, cpu.max_threads())
+        n_threads = _in_range("threads", tuned.default_threads() if n_threads is None else n_threads, cpu.max_threads())
         self.n_batch = _in_range("batch size", n_batch, 1 << 16)
         opened = contextlib.nullcontext(source) if isinstance(source, GGUF) else open_gguf(source)
         with opened as gguf:

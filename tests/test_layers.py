@@ -29,6 +29,7 @@ LAYERS = [
     "qllama.metadata",
     "qllama.jit",
     "qllama.simd",
+    "qllama.tuned",
     "qllama.atomic",
     "qllama.cpu",
     "qllama.errors qllama.ggml qllama.grids",

@@ -1,6 +1,7 @@
 """What this machine can do at most, measured: read memory, multiply int8, multiply float32. See kernels/peak.py."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ class Peaks:
 
 
 def measure_peaks(n_threads: int) -> Peaks:
-    meter = _Meter(n_threads)
+    meter = Meter(n_threads)
     try:
         read = _read(meter)
         int8 = _arithmetic(meter, "peak.int8", np.ones(4096, np.uint8))
@@ -42,18 +43,19 @@ def measure_peaks(n_threads: int) -> Peaks:
         meter.team.close()
 
 
-class _Meter:
+class Meter:
     """Runs single operations and takes their time; adds up the time that passed and the CPU time that was used."""
 
     def __init__(self, n_threads: int) -> None:
         self.team = Team(n_threads)
         self.seconds, self.cpu_seconds = 0.0, 0.0
 
-    def best(self, kernel: str, **args: Any) -> float:
+    def best(self, kernel: str, step: Mapping[str, int] | None = None, **args: Any) -> float:
         """The shortest time of an operation in s: whatever else the machine does only makes it longer."""
         plan = Plan()
         plan.add(kernel, **args)
         bound = BoundPlan(plan, 0, jit.load([kernel]))
+        bound.set_step(**(step or {}))
         best, begin, cpu_begin = float("inf"), time.perf_counter(), time.process_time()
         while (start := time.perf_counter()) < begin + PATIENCE:
             self.team.run(bound.tape, bound.arguments, bound.step)
@@ -63,7 +65,7 @@ class _Meter:
         return best
 
 
-def _read(meter: _Meter) -> float:
+def _read(meter: Meter) -> float:
     n_row = max(64, min(READ_BYTES, cpu.available_memory() // 4) // ROW)
     memory = np.frombuffer(cpu.allocate(n_row * ROW), np.float32)
     memory[:] = 1  # pages that were never written are all the same page
@@ -71,7 +73,7 @@ def _read(meter: _Meter) -> float:
     return n_row * ROW / seconds / 1e9
 
 
-def _arithmetic(meter: _Meter, kernel: str, data: np.ndarray) -> float:
+def _arithmetic(meter: Meter, kernel: str, data: np.ndarray) -> float:
     n_unit = N_UNIT * meter.team.n_threads
     out = aligned(UNIT_BYTES // 8 * n_unit, np.int64).reshape(n_unit, -1)
     seconds = meter.best(kernel, data=data, out=out, n_unit=n_unit, n_round=N_ROUND, ld_out=UNIT_BYTES)
