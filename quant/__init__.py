@@ -89,7 +89,7 @@ FORMATS: dict[str, Format] = {
     "TQ1_0": Format(tq1_0.BLOCK_TQ1_0, tq1_0.decode, tq1_0.encode),
     "TQ2_0": Format(tq2_0.BLOCK_TQ2_0, tq2_0.decode, tq2_0.encode),
     "MXFP4": Format(mxfp4.BLOCK_MXFP4, mxfp4.decode, mxfp4.encode),
-    "NVFP4": Format(nvfp4.BLOCK_NVFP4, nvfp4.decode),
+    "NVFP4": Format(nvfp4.BLOCK_NVFP4, nvfp4.decode, nvfp4.encode),
 }
 
 # Without an importance matrix these would be of no use; llama.cpp refuses too.
@@ -97,6 +97,7 @@ NEEDS_IMPORTANCE = ("IQ1_S", "IQ2_XXS", "IQ2_XS")
 
 PIECE = 1 << 18  # values encoded at a time: the temporaries stay in cache, and small beside a large tensor
 LARGEST = np.float32(2.0**32)  # above what any 16-bit scale can stand for
+MOST = {"NVFP4": np.float32(448 * 6)}  # of the formats whose largest scale is not infinite
 
 
 def dequantize(blocks: np.ndarray | bytes, type_name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -188,6 +189,8 @@ def _encode(rows: np.ndarray, type_name: str, out: np.ndarray, first: int) -> No
     with np.errstate(all="ignore"):  # what overflows or divides by zero is found in the blocks it leaves
         blocks = form.encode(values.reshape(-1, BY_NAME[type_name].block))
         decoded = form.decode(blocks)
+        if type_name in MOST:
+            decoded = np.where(np.abs(values) > MOST[type_name], np.inf, decoded.reshape(values.shape))
     _check_finite(decoded.reshape(values.shape), first, f"a value too large for {type_name}")
     out[:] = blocks.view(np.uint8).reshape(out.shape)
 

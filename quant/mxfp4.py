@@ -24,16 +24,20 @@ def encode(values: np.ndarray) -> np.ndarray:
 
     The exponent is that of the largest magnitude less 2, so that 8 to 16 scales are to be covered, of which 12 are.
     """
-    size = np.abs(values)
-    largest = size.max(axis=1)
+    largest = np.abs(values).max(axis=1)
     exponent = np.floor(np.log2(np.where(largest > 0, largest, 1).astype(np.float64)).astype(np.float32))
     blocks = np.empty(len(values), BLOCK_MXFP4)
     blocks["e"] = np.where(largest > 0, np.maximum(exponent + 125, 0), 0)
-    d = _scale(blocks["e"])[:, None]
-    q = sum((size > d * middle).astype(np.uint8) for middle in MIDDLES)
-    q = np.where((values < 0) & (q > 0), q + 8, q).astype(np.uint8)
+    q = codes_of(values, _scale(blocks["e"])[:, None])
     blocks["qs"] = q[:, :16] | q[:, 16:] << 4
     return blocks
+
+
+def codes_of(values: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """The code of which d times its value is nearest, uint8; the smaller one in the middle of two, 0 where d is 0."""
+    size = np.abs(values)
+    q = sum((size > d * middle).astype(np.uint8) for middle in MIDDLES)
+    return np.where(d == 0, 0, np.where((values < 0) & (q > 0), q + 8, q)).astype(np.uint8)
 
 
 def _scale(e: np.ndarray) -> np.ndarray:
