@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qllama import cpu, jit, tuned, weights
+from qllama.activations import Collector
 from qllama.arch import ARCHS
 from qllama.builder import Builder, Tensors
 from qllama.errors import FileError, InputError, printable
@@ -180,7 +181,8 @@ class Model:
         )
 
     def forward(
-        self, tokens: Sequence[int] | np.ndarray, n_past: int, n_out: int = 1, stopwatch: Stopwatch | None = None
+        self, tokens: Sequence[int] | np.ndarray, n_past: int, n_out: int = 1,
+        stopwatch: Stopwatch | Collector | None = None,
     ) -> np.ndarray:  # fmt: skip
         """Run `tokens` at positions n_past, n_past+1, ...; positions before must have been run.
 
@@ -215,7 +217,11 @@ class Model:
         """A new one, for `forward`."""
         return Stopwatch(self._bound)
 
-    def _step(self, batch: np.ndarray, n_past: int, n_out: int, stopwatch: Stopwatch | None) -> None:
+    def collector(self) -> Collector:
+        """A new one, for `forward` in place of a stopwatch."""
+        return Collector(self._bound)
+
+    def _step(self, batch: np.ndarray, n_past: int, n_out: int, stopwatch: Stopwatch | Collector | None) -> None:
         self._tokens[: len(batch)] = batch
         self._bound.set_step(n_tokens=len(batch), n_past=n_past, n_out=n_out)
         if stopwatch is not None:

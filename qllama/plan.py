@@ -163,10 +163,19 @@ class BoundPlan:
     def view(self, name: str, n_rows: int) -> np.ndarray:
         """The first n_rows rows of an f32 buffer: (n_rows, n) float32, the memory itself."""
         b = self.plan.buffers[name]
-        assert b.kind == F32 and n_rows <= self.n_rows
+        assert b.kind == F32
+        return self.raw(name, n_rows).view(np.float32)[:, : b.n]
+
+    def raw(self, name: str, n_rows: int) -> np.ndarray:
+        """The first n_rows rows of any buffer: (n_rows, bytes of a row) uint8, the memory itself."""
+        b = self.plan.buffers[name]
+        assert n_rows <= self.n_rows
         start = self._at[name] - self._arena.ctypes.data
-        rows = self._arena[start : start + n_rows * b.ld].view(np.float32)
-        return rows.reshape(n_rows, b.ld // 4)[:, : b.n]
+        return self._arena[start : start + n_rows * b.ld].reshape(n_rows, b.ld)
+
+    def rows(self, name: str) -> int:
+        """How many rows the step has of what a buffer has one row of."""
+        return int(self.step[jit.STEP.index(name)])
 
 
 def padded_vector(values: np.ndarray) -> np.ndarray:

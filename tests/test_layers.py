@@ -19,7 +19,7 @@ LAYERS = [
     "qllama.generate qllama.chat qllama.kv_file",
     "qllama.model",
     "qllama.builder",
-    "qllama.weights qllama.stopwatch",
+    "qllama.weights qllama.stopwatch qllama.activations",
     "qllama.plan qllama.arch qllama.kv_cache qllama.sampling qllama.data",
     "qllama.team",
     "qllama.kernels",
