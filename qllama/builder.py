@@ -57,6 +57,16 @@ class Tensors:
         self.weights[name] = Weight(name, layout or LAYOUTS["F32"], n_out, n_in)
         return self.weights[name]
 
+    def scale(self, weight: Weight) -> float | None:
+        """What the products of a matrix are multiplied by, as NVFP4's are; None when there is nothing."""
+        name = f"{weight.name.removesuffix('.weight')}.scale"
+        if not self.has(name):
+            return None
+        scale = float(self.vector(name, 1)[0])
+        if not math.isfinite(scale):
+            self.problems.append(f"tensor {name} is {scale}, needed a finite number")
+        return scale
+
     def vector(self, name: str, n: int) -> np.ndarray:
         """The float32 vector `name`, padded with zeros; zeros if there is a problem."""
         tensor = self._take(name, (n,))
@@ -177,7 +187,19 @@ class Builder:
     def matmul(
         self, weight: Weight, inputs: dict[str, Buffer], out: Buffer, add: bool = False, meet: bool = True
     ) -> None:
-        """out = W x, or out += W x, with x in the form that the weight's layout reads."""
+        """out = W x, or out += W x, with x in the form that the weight's layout reads; a scaled weight's times that."""
+        scale = self.tensors.scale(weight)
+        if scale is not None:
+            product = self.plan.buffer(f"product.{out.name}", out.n, out.rows)
+            self._product(weight, inputs, product, add=False, meet=True)
+            self.plan.add(
+                "ffn.scaled", rows=out.rows, x=product, out=out, scale=scale, n=out.ld // 4, ld_x=product.ld,
+                ld_out=out.ld, onto=int(add),
+            )  # fmt: skip
+        else:
+            self._product(weight, inputs, out, add, meet)
+
+    def _product(self, weight: Weight, inputs: dict[str, Buffer], out: Buffer, add: bool, meet: bool) -> None:
         layout, x = weight.layout, inputs[weight.layout.activation]
         n_panel = layout.panels(weight.n_out)
         grain = max(1, min(GRAIN // layout.panel_bytes(weight.n_in), n_panel // (4 * self.n_threads)))

@@ -27,8 +27,8 @@ from qllama.team import Team
 
 # What layers are made of, apart from the layouts' kernels and attention.
 OPERATIONS = (
-    "norm.rms_f32", "norm.rms_q8", "ffn.swiglu_f32", "ffn.swiglu_q8", "ffn.quantize", "ffn.add_bias", "ffn.last_rows",
-    "rope.table", "rope.interleaved", "attention.merge",
+    "norm.rms_f32", "norm.rms_q8", "ffn.swiglu_f32", "ffn.swiglu_q8", "ffn.quantize", "ffn.add_bias", "ffn.scaled",
+    "ffn.last_rows", "rope.table", "rope.interleaved", "attention.merge",
 )  # fmt: skip
 
 MARGIN = 64 << 20  # bytes that are left to everything else
@@ -62,6 +62,9 @@ def declare(gguf: GGUF, type_k: str = "f16", type_v: str = "f16", n_threads: int
     if unused:
         names = ", ".join(printable(n) for n in unused[:3]) + (", ..." if len(unused) > 3 else "")
         warnings.append(f"{gguf.path}: {len(unused)} tensors are not part of the model and are ignored: {names}")
+    for name in unused:
+        if name.endswith(".scale"):  # leaving it out would change the results
+            tensors.problems.append(f"tensor {name} scales nothing that is known")
     warnings += _growth(tensors)
     return Declared(hparams, plan, tensors, cache, warnings)
 

@@ -46,8 +46,11 @@ def valid_blocks(type_name: str, n_out: int, n_in: int, seed: int) -> np.ndarray
     return blocks
 
 
-def models(types: Mapping[str, str], out: Path) -> tuple[Path, Path]:
-    """Write at `out` a model whose matrices have these types, by name, and beside it the same one in F32."""
+def models(types: Mapping[str, str], out: Path, scales: Mapping[str, float] | None = None) -> tuple[Path, Path]:
+    """Write at `out` a model whose matrices have these types, by name, and beside it the same one in F32.
+
+    `scales`: what products of a matrix are multiplied by, in tensors of their own; in F32 the weights are.
+    """
     entries, data = {"": [], ".f32": []}, {"": b"", ".f32": b""}
     for seed, (name, shape) in enumerate(SHAPES.items()):
         if len(shape) == 1:
@@ -57,6 +60,11 @@ def models(types: Mapping[str, str], out: Path) -> tuple[Path, Path]:
             kind = types[name]
             blocks = valid_blocks(kind, shape[1], shape[0], seed)
             wide = weights(blocks, kind)
+        if scales and name in scales:
+            with np.errstate(invalid="ignore"):  # a scale may be wrong on purpose
+                wide = wide * np.float32(scales[name])
+            entries[""].append(tensor(name.replace(".weight", ".scale"), (1,), "F32", len(data[""])))
+            data[""] += np.float32(scales[name]).tobytes() + bytes(28)
         for suffix, what, values in (("", kind, blocks), (".f32", "F32", wide)):
             entries[suffix].append(tensor(name, shape, what, len(data[suffix])))
             data[suffix] += values.tobytes() + bytes(-values.nbytes % 32)

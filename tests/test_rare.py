@@ -5,8 +5,9 @@ from pathlib import Path
 import naive
 import numpy as np
 import pytest
-from rare_files import RARE, of_all_rare_types, of_one_type
+from rare_files import RARE, SHAPES, models, of_all_rare_types, of_one_type
 
+from qllama.errors import InputError
 from qllama.kernels.layouts import GROWTH, LAYOUTS
 from qllama.model import Model, warm_up
 
@@ -35,6 +36,31 @@ def test_logits_are_those_of_the_naive_forward_pass(type_name, tmp_path):
     bits, of_file = LAYOUTS[type_name].bits, LAYOUTS[type_name].type.bits
     line = f"weights take more memory than in the file: {type_name} {bits:.2f} bits each instead of {of_file:.2f}"
     assert warnings == ([line] if bits > GROWTH * of_file else [])
+
+
+def test_products_are_scaled(tmp_path):
+    """As NVFP4's are where a file has the scale of a whole matrix."""
+    matrices = [name for name, shape in SHAPES.items() if len(shape) == 2 and "embd" not in name]
+    scales = dict(zip(matrices, np.random.default_rng(5).uniform(0.5, 1.5, len(matrices)), strict=True))
+    path, wide = models(dict.fromkeys(SHAPES, "NVFP4"), tmp_path / "m.gguf", scales)
+    got, warnings = logits(path)
+    expected = naive.Llama(wide).logits(IDS, quantized=True)
+    assert np.median([naive.nmse(g, e) for g, e in zip(got, expected, strict=True)]) < 1e-11
+    assert warnings == []
+
+
+@pytest.mark.parametrize("scale", [np.inf, np.nan])
+def test_a_scale_that_is_no_number_is_refused(scale, tmp_path):
+    path, _ = models(dict.fromkeys(SHAPES, "NVFP4"), tmp_path / "m.gguf", {"blk.1.ffn_down.weight": scale})
+    with pytest.raises(InputError, match=r"tensor blk.1.ffn_down.scale is (inf|nan), needed a finite number"):
+        Model(path)
+
+
+def test_a_scale_of_what_has_none_is_refused(tmp_path):
+    """Else it would be left out like any tensor that is not part of the model."""
+    path, _ = models(dict.fromkeys(SHAPES, "NVFP4"), tmp_path / "m.gguf", {"token_embd.weight": 2.0})
+    with pytest.raises(InputError, match=r"tensor token_embd.scale scales nothing that is known"):
+        Model(path)
 
 
 def test_growth_is_said_once_for_all_types(tmp_path):

@@ -64,6 +64,18 @@ def add_bias(job, n_rows, x, bias, n, ld_x):
 
 
 @kernel
+def scaled(job, n_rows, x, out, scale: float, n, ld_x, ld_out, onto):
+    """out = scale * x, or out += scale * x."""
+    t = take(job, n_rows, 1)
+    while t < n_rows:
+        for i in range(0, n, 16):
+            to = out + t * ld_out + 4 * i
+            v = mul(load_f32x16(x + t * ld_x + 4 * i), splat_f32(scale))
+            store_f32x16(to, add(load_f32x16(to), v) if onto else v)
+        t = take(job, n_rows, 1)
+
+
+@kernel
 def last_rows(job, n_rows, n_tokens, x, out, n, ld):
     """The last n_rows of n_tokens rows, to the front of `out`."""
     t = take(job, n_rows, 1)
