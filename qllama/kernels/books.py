@@ -61,7 +61,7 @@ def book_layout(name: str, nbytes: int, first_codes: Any, last_codes: Any, code:
         d, scales, q = load_f32x16(w), w + SCALES, w + CODES
         twice = add(d, d)
         for _ in range(8):
-            ask_ahead(q, nbytes)
+            ask_ahead(zero, q, nbytes)
             both = load_i8x16_i32(scales)
             first = tile_splat_i32(zero, x + 8, ld_x)
             acc = _dots(tile_shl(first, OFFSET), book, first_codes(q), x + 16, ld_x)
@@ -81,7 +81,7 @@ def book_layout(name: str, nbytes: int, first_codes: Any, last_codes: Any, code:
             book = load_i8x64(w)
             w += BOOK
             for side in range(2):
-                ask_ahead(w + side * half, CODES)
+                ask_ahead(zero, w + side * half, CODES)
             low = times_half(low, zero, book, w, x, ld_x)
             high = times_half(high, zero, book, w + half, x, ld_x)
             w += 2 * half

@@ -1,5 +1,7 @@
 """Where the 5-bit values of 32 columns are, for 16 rows. What they mean is their format's.
 
+The vectors of the two halves of a panel take turns (see nibbles.py).
+
 Byte 4r+i of vector j (of 4) has column 4j+i of row r in bits 0-4 and the upper 3 bits of column 16+4j+i in bits 5-7;
 the lower 2 are bits 2j and 2j+1 of the fifth vector. `q` is the first vector; for one row, where its bytes are there.
 """
@@ -7,22 +9,24 @@ the lower 2 are bits 2j and 2j+1 of the fifth vector. `q` is the first vector; f
 import numpy as np
 
 from qllama.kernels.matmul import function
+from qllama.kernels.nibbles import PAIRED
 from qllama.simd import field, load_i8x64, load_i32, load_i64, load_u8, or_i8, store_i32
 
 FIVES = 5 * 64  # bytes
+FIFTH = 4 * PAIRED
 ONES = 0x0101010101010101
 
 
 @function
 def low_fives(q, j):
     """Columns 4j .. 4j+3."""
-    return field(load_i8x64(q + 64 * j), 0, 31)
+    return field(load_i8x64(q + PAIRED * j), 0, 31)
 
 
 @function
 def high_fives(q, j):
     """Columns 16+4j .. 16+4j+3."""
-    return or_i8(field(load_i8x64(q + 64 * j), 3, 28), field(load_i8x64(q + 256), 2 * j, 3))
+    return or_i8(field(load_i8x64(q + PAIRED * j), 3, 28), field(load_i8x64(q + FIFTH), 2 * j, 3))
 
 
 @function
@@ -30,10 +34,10 @@ def pack_fives(q, first, second, third, fourth):
     """One row: its columns by eights, in the bytes of int64."""
     for k, low, high in ((0, first, third), (1, second, fourth)):
         both = low | (((high >> 2) & (7 * ONES)) << 5)
-        store_i32(q + 128 * k, np.int32(both))
-        store_i32(q + 128 * k + 64, np.int32(both >> 32))
+        store_i32(q + 2 * PAIRED * k, np.int32(both))
+        store_i32(q + 2 * PAIRED * k + PAIRED, np.int32(both >> 32))
     rest = (third & (3 * ONES)) | ((fourth & (3 * ONES)) << 4)
-    store_i32(q + 256, np.int32(rest | (rest >> 30)))
+    store_i32(q + FIFTH, np.int32(rest | (rest >> 30)))
 
 
 @function
@@ -62,5 +66,5 @@ def pack_block_of_32(src, q):
 def five(q, c):
     """Column c of one row, int32."""
     j, i = c % 16 // 4, c % 4
-    byte, rest = np.int32(load_u8(q + 64 * j + i)), np.int32(load_u8(q + 256 + i))
+    byte, rest = np.int32(load_u8(q + PAIRED * j + i)), np.int32(load_u8(q + FIFTH + i))
     return byte & 31 if c < 16 else (byte >> 5 << 2) | ((rest >> (2 * j)) & 3)

@@ -18,6 +18,7 @@ from qllama.simd import (
     store_i32,
     store_u16,
     tile_fma,
+    tokens_of,
 )
 
 
@@ -29,7 +30,8 @@ def float_layout(name: str, load_vector: Any, load: Any, load_raw: Any, store_ra
     def times(zero, w, x, ld_x, out, ld_out, n_block, add):
         low, high = zero, zero
         for _ in range(n_block):
-            ask_ahead(w, 32 * size)
+            if tokens_of(zero) > 1:
+                ask_ahead(zero, w, 32 * size)
             low = tile_fma(low, load_vector(w), x, ld_x)
             high = tile_fma(high, load_vector(w + 16 * size), x, ld_x)
             w += 32 * size

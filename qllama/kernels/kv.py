@@ -33,6 +33,7 @@ from qllama.simd import (
     store_i64,
     store_u8,
     tile_fma,
+    tokens_of,
 )
 
 Q8_BLOCK = CHUNK * CACHE_BYTES["q8_0"]  # 32 positions x 32 dimensions
@@ -61,8 +62,11 @@ class Kind:
 def _float_kind(size: int, load: Any, store: Any, store_vector: Any) -> Kind:
     @function
     def add_rows(low, high, src, n, x, ld_x):
+        if tokens_of(low) == 1:
+            ask_ahead(low, src, n * CHUNK * size)
         for _ in range(n):
-            ask_ahead(src, CHUNK * size)
+            if tokens_of(low) > 1:
+                ask_ahead(low, src, CHUNK * size)
             low = tile_fma(low, load(src), x, ld_x)
             high = tile_fma(high, load(src + 16 * size), x, ld_x)
             src += CHUNK * size
@@ -73,7 +77,6 @@ def _float_kind(size: int, load: Any, store: Any, store_vector: Any) -> Kind:
     def widen(src, out, n):
         """n rows of CHUNK elements."""
         for _ in range(n):
-            ask_ahead(src, CHUNK * size)
             store_f32x16(out, load(src))
             store_f32x16(out + 64, load(src + 16 * size))
             src += CHUNK * size
@@ -96,11 +99,11 @@ def _float_kind(size: int, load: Any, store: Any, store_vector: Any) -> Kind:
 def _q8_kind() -> Kind:
     @function
     def add_keys(low, high, src, head_dim, x, ld_x):
+        ask_ahead(low, src, head_dim // CHUNK * Q8_BLOCK)
         for _ in range(0, head_dim, CHUNK):
             d_low, d_high = load_f16x16(src), load_f16x16(src + 32)
             for d in range(CHUNK):
                 at = src + 2 * CHUNK + CHUNK * d
-                ask_ahead(at, 1)
                 low = tile_fma(low, mul(load_i8x16_f32(at), d_low), x, ld_x)
                 high = tile_fma(high, mul(load_i8x16_f32(at + 16), d_high), x, ld_x)
                 x += 4
@@ -109,8 +112,8 @@ def _q8_kind() -> Kind:
 
     @function
     def add_values(low, high, src, n, x, ld_x):
+        ask_ahead(low, src, n * (2 + CHUNK))
         for _ in range(n):
-            ask_ahead(src, 1)
             d = splat_f32(load_f16(src))
             low = tile_fma(low, mul(load_i8x16_f32(src + 2), d), x, ld_x)
             high = tile_fma(high, mul(load_i8x16_f32(src + 18), d), x, ld_x)
@@ -124,7 +127,6 @@ def _q8_kind() -> Kind:
             low, high = load_f16x16(src), load_f16x16(src + 32)
             for d in range(CHUNK):
                 at = src + 2 * CHUNK + CHUNK * d
-                ask_ahead(at, 1)
                 store_f32x16(out, mul(load_i8x16_f32(at), low))
                 store_f32x16(out + 64, mul(load_i8x16_f32(at + 16), high))
                 out += CHUNK * 4
@@ -133,7 +135,6 @@ def _q8_kind() -> Kind:
     @function
     def widen_values(src, out, n):
         for _ in range(n):
-            ask_ahead(src, 1)
             d = splat_f32(load_f16(src))
             store_f32x16(out, mul(load_i8x16_f32(src + 2), d))
             store_f32x16(out + 64, mul(load_i8x16_f32(src + 18), d))

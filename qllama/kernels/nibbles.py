@@ -1,5 +1,8 @@
 """Where the 4-bit values of 32 columns are, for 16 rows. What they mean is their format's.
 
+The vectors of 16 rows follow each other, or they take turns with those of a panel's other half (paired): what a matmul
+reads then lies in the order in which it reads, and the hardware fetches it ahead.
+
 Byte 4r+i of vector j (of 4) has columns 4j+i (low nibble) and 16+4j+i (high nibble) of row r: the bytes of a block
 of 32 in the file, in their order. `q` is the first vector; for one row, where its bytes are there.
 """
@@ -11,6 +14,7 @@ from qllama.kernels.matmul import function
 from qllama.simd import high_nibbles, load_i8x64, load_i32, load_u8, low_nibbles, store_i32
 
 NIBBLES = 4 * 64  # bytes
+PAIRED = 128  # from a vector to the next of the same half
 
 
 @inlined
@@ -33,10 +37,10 @@ def last_nibbles(q):
 
 
 @function
-def pack_nibbles(src, q):
-    """One row, from 16 bytes of the file."""
+def pack_paired(src, q):
+    """One row, from 16 bytes of the file, paired."""
     for j in range(4):
-        store_i32(q + 64 * j, load_i32(src + 4 * j))
+        store_i32(q + PAIRED * j, load_i32(src + 4 * j))
 
 
 @function
@@ -52,4 +56,11 @@ def pack_codes(q, first, second, third, fourth):
 def nibble(q, c):
     """Column c of one row, int32."""
     byte = np.int32(load_u8(q + c % 16 // 4 * 64 + c % 4))
+    return (byte >> (c // 16 * 4)) & 15
+
+
+@function
+def paired_nibble(q, c):
+    """The same where vectors are paired."""
+    byte = np.int32(load_u8(q + c % 16 // 4 * PAIRED + c % 4))
     return (byte >> (c // 16 * 4)) & 15

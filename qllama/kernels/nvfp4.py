@@ -51,7 +51,7 @@ def _dots(acc_low, acc_high, at, x, ld_x, second):
 def times(zero, w, x, ld_x, out, ld_out, n_block, add):
     low, high = zero, zero
     for _ in range(n_block):
-        ask_ahead(w, 2 * HALF)
+        ask_ahead(zero, w, 2 * HALF)
         scale, at = w, w + QUANTS
         for _ in range(2):
             first = tile_splat_i32(zero, x + 8, ld_x)

@@ -46,7 +46,7 @@ def _half(total, zero, w, x, ld_x):
     sums, mins, none = zero, zero, tile_zero_i32(zero)
     scales, q = w + SCALES, w + QUANTS
     for b in range(8):
-        ask_ahead(w + HALF // 8 * b, HALF // 8)
+        ask_ahead(zero, w + HALF // 8 * b, HALF // 8)
         v, s = load_i8x64(q), load_i8x16_i32(scales)
         u, t = load_i8x64(q + 64), load_i8x16_i32(scales + 16)
         acc = tile_dot_16(none, none, field(v, 0, 3), field(v, 2, 3), field(v, 4, 3), field(v, 6, 3),

@@ -41,7 +41,7 @@ def _half(total, zero, w, x, ld_x):
     sums = zero
     scales, q = w + SCALES, w + QUANTS
     for b in range(8):
-        ask_ahead(w + HALF // 8 * b, HALF // 8)
+        ask_ahead(zero, w + HALF // 8 * b, HALF // 8)
         first = tile_splat_i32(zero, x + 8, ld_x)
         second = tile_sub_i32(tile_splat_i32(zero, x + 4, ld_x), first)
         t, u, v, s = first_threes(q)

@@ -1,13 +1,13 @@
 """Q4_1: w = d * q + m, blocks of 32.
 
-Packed block: for each half of 16 rows, 16 d f16, 16 m f16, then the nibbles (nibbles.py).
+Packed block: 32 d f16, 32 m f16, then the nibbles, paired (nibbles.py).
 """
 
 import numpy as np
 
 from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS
 from qllama.kernels.matmul import ask_ahead, finish, function, layout_kernels
-from qllama.kernels.nibbles import NIBBLES, nibble, pack_nibbles
+from qllama.kernels.nibbles import NIBBLES, PAIRED, pack_paired, paired_nibble
 from qllama.kernels.tiles import TILE
 from qllama.simd import (
     high_nibbles,
@@ -24,53 +24,49 @@ from qllama.simd import (
     tile_zero_i32,
 )
 
-MIN, QUANTS = 32, 64
-HALF = QUANTS + NIBBLES
-assert LAYOUTS["Q4_1"].nbytes == 2 * HALF
+MIN, QUANTS = 64, 128
+BLOCK = QUANTS + 2 * NIBBLES
+assert LAYOUTS["Q4_1"].nbytes == BLOCK
 
 
 @function
 def times(zero, w, x, ld_x, out, ld_out, n_block, add):
     low, high = zero, zero
     for _ in range(n_block):
-        ask_ahead(w, 2 * HALF)
+        ask_ahead(zero, w, BLOCK)
         acc_low = tile_zero_i32(zero)
         acc_high = acc_low
         for j in range(4):
             q = x + 16 + 4 * j
-            v = load_i8x64(w + QUANTS + 64 * j)
-            u = load_i8x64(w + HALF + QUANTS + 64 * j)
+            v = load_i8x64(w + QUANTS + PAIRED * j)
+            u = load_i8x64(w + QUANTS + PAIRED * j + 64)
             acc_low = tile_dot_small(acc_low, low_nibbles(v), q, ld_x)
             acc_high = tile_dot_small(acc_high, low_nibbles(u), q, ld_x)
             acc_low = tile_dot_small(acc_low, high_nibbles(v), q + 16, ld_x)
             acc_high = tile_dot_small(acc_high, high_nibbles(u), q + 16, ld_x)
         low = tile_scale(low, acc_low, load_f16x16(w), x, ld_x)
-        high = tile_scale(high, acc_high, load_f16x16(w + HALF), x, ld_x)
+        high = tile_scale(high, acc_high, load_f16x16(w + 32), x, ld_x)
         low = tile_fma(low, load_f16x16(w + MIN), x + 12, ld_x)  # m times the sum of the activations
-        high = tile_fma(high, load_f16x16(w + HALF + MIN), x + 12, ld_x)
-        w += 2 * HALF
+        high = tile_fma(high, load_f16x16(w + MIN + 32), x + 12, ld_x)
+        w += BLOCK
         x += BLOCK_Q8
     finish(low, high, out, ld_out, add)
 
 
 @function
 def pack_block(src, dst, r):
-    dst += r // 16 * HALF
-    lane = r % 16
-    store_u16(dst + 2 * lane, load_u16(src))
-    store_u16(dst + MIN + 2 * lane, load_u16(src + 2))
-    pack_nibbles(src + 4, dst + QUANTS + 4 * lane)
+    store_u16(dst + 2 * r, load_u16(src))
+    store_u16(dst + MIN + 2 * r, load_u16(src + 2))
+    pack_paired(src + 4, dst + QUANTS + 4 * r)
 
 
 @function
 def unpack_row(w, r, out, n_block):
-    w += r // 16 * HALF
-    lane = r % 16
     for _ in range(n_block):
-        d, m = load_f16(w + 2 * lane), load_f16(w + MIN + 2 * lane)
+        d, m = load_f16(w + 2 * r), load_f16(w + MIN + 2 * r)
         for c in range(32):
-            store_f32(out + 4 * c, d * np.float32(nibble(w + QUANTS + 4 * lane, c)) + m)
-        w += 2 * HALF
+            store_f32(out + 4 * c, d * np.float32(paired_nibble(w + QUANTS + 4 * r, c)) + m)
+        w += BLOCK
         out += 128
 
 

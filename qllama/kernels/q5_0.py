@@ -1,6 +1,6 @@
 """Q5_0: w = d * (q - 16), blocks of 32.
 
-Packed block: for each half of 16 rows, 16 d f16, then the 5-bit values (fives.py).
+Packed block: 32 d f16, then the 5-bit values (fives.py).
 """
 
 import numpy as np
@@ -21,9 +21,9 @@ from qllama.simd import (
     tile_splat_i32,
 )
 
-QUANTS = 32
-HALF = QUANTS + FIVES
-assert LAYOUTS["Q5_0"].nbytes == 2 * HALF
+QUANTS = 64
+BLOCK = QUANTS + 2 * FIVES
+assert LAYOUTS["Q5_0"].nbytes == BLOCK
 OFFSET = np.int32(1)  # -8 * sum shifted by 1 is -16 * sum
 
 
@@ -31,39 +31,35 @@ OFFSET = np.int32(1)  # -8 * sum shifted by 1 is -16 * sum
 def times(zero, w, x, ld_x, out, ld_out, n_block, add):
     low, high = zero, zero
     for _ in range(n_block):
-        ask_ahead(w, 2 * HALF)
+        ask_ahead(zero, w, BLOCK)
         acc_low = tile_shl(tile_splat_i32(zero, x + 4, ld_x), OFFSET)
         acc_high = acc_low
         for j in range(4):
             q = x + 16 + 4 * j
             acc_low = tile_dot_small(acc_low, low_fives(w + QUANTS, j), q, ld_x)
-            acc_high = tile_dot_small(acc_high, low_fives(w + HALF + QUANTS, j), q, ld_x)
+            acc_high = tile_dot_small(acc_high, low_fives(w + QUANTS + 64, j), q, ld_x)
             acc_low = tile_dot_small(acc_low, high_fives(w + QUANTS, j), q + 16, ld_x)
-            acc_high = tile_dot_small(acc_high, high_fives(w + HALF + QUANTS, j), q + 16, ld_x)
+            acc_high = tile_dot_small(acc_high, high_fives(w + QUANTS + 64, j), q + 16, ld_x)
         low = tile_scale(low, acc_low, load_f16x16(w), x, ld_x)
-        high = tile_scale(high, acc_high, load_f16x16(w + HALF), x, ld_x)
-        w += 2 * HALF
+        high = tile_scale(high, acc_high, load_f16x16(w + 32), x, ld_x)
+        w += BLOCK
         x += BLOCK_Q8
     finish(low, high, out, ld_out, add)
 
 
 @function
 def pack_block(src, dst, r):
-    dst += r // 16 * HALF
-    lane = r % 16
-    store_u16(dst + 2 * lane, load_u16(src))
-    pack_block_of_32(src + 2, dst + QUANTS + 4 * lane)
+    store_u16(dst + 2 * r, load_u16(src))
+    pack_block_of_32(src + 2, dst + QUANTS + 4 * r)
 
 
 @function
 def unpack_row(w, r, out, n_block):
-    w += r // 16 * HALF
-    lane = r % 16
     for _ in range(n_block):
-        d = load_f16(w + 2 * lane)
+        d = load_f16(w + 2 * r)
         for c in range(32):
-            store_f32(out + 4 * c, d * np.float32(five(w + QUANTS + 4 * lane, c) - 16))
-        w += 2 * HALF
+            store_f32(out + 4 * c, d * np.float32(five(w + QUANTS + 4 * r, c) - 16))
+        w += BLOCK
         out += 128
 
 

@@ -5,10 +5,11 @@ Packed block: that of Q4_K with 5-bit values (fives.py) instead of nibbles.
 
 import numpy as np
 
-from qllama.kernels.fives import FIVES, ONES, five, pack_fives
+from qllama.kernels.fives import FIFTH, FIVES, ONES, five, pack_fives
 from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS
 from qllama.kernels.matmul import ask_ahead, finish, function, layout_kernels
-from qllama.kernels.q4_k import QUANTS, SCALES, pack_scales, scale_half, unpack_scales
+from qllama.kernels.nibbles import PAIRED
+from qllama.kernels.q4_k import HEAD, SCALES, pack_scales, scale_half, unpack_scales
 from qllama.kernels.tiles import TILE
 from qllama.simd import (
     field,
@@ -22,42 +23,38 @@ from qllama.simd import (
     tile_zero_i32,
 )
 
-BLOCK32 = FIVES
-HALF = QUANTS + 8 * BLOCK32
-assert LAYOUTS["Q5_K"].nbytes == 2 * HALF
+PART = SCALES + 2 * FIVES
+BLOCK = HEAD + 8 * PART
+assert LAYOUTS["Q5_K"].nbytes == BLOCK
 
 
 @function
 def times(zero, w, x, ld_x, out, ld_out, n_block, add):
     low, high = zero, zero
     for _ in range(n_block):
-        ask_ahead(w, QUANTS)
-        ask_ahead(w + HALF, QUANTS)
-        d_low, dmin_low = load_f16x16(w), load_f16x16(w + 32)
-        d_high, dmin_high = load_f16x16(w + HALF), load_f16x16(w + HALF + 32)
-        scales, at = w + SCALES, w + QUANTS
+        d_low, d_high = load_f16x16(w), load_f16x16(w + 32)
+        dmin_low, dmin_high = load_f16x16(w + 64), load_f16x16(w + 96)
+        w += HEAD
         for _ in range(8):
-            ask_ahead(at, BLOCK32)
-            ask_ahead(at + HALF, BLOCK32)
+            ask_ahead(zero, w, PART)
+            at = w + SCALES
             acc_low = tile_zero_i32(zero)
             acc_high = acc_low
-            rest_low, rest_high = load_i8x64(at + 256), load_i8x64(at + HALF + 256)
+            rest_low, rest_high = load_i8x64(at + FIFTH), load_i8x64(at + FIFTH + 64)
             for j in range(4):
                 in_order()
                 q = x + 16 + 4 * j
-                v, u = load_i8x64(at + 64 * j), load_i8x64(at + HALF + 64 * j)
+                v, u = load_i8x64(at + PAIRED * j), load_i8x64(at + PAIRED * j + 64)
                 acc_low = tile_dot_small(acc_low, field(v, 0, 31), q, ld_x)
                 acc_high = tile_dot_small(acc_high, field(u, 0, 31), q, ld_x)
                 v = or_i8(field(v, 3, 28), field(rest_low, 2 * j, 3))
                 u = or_i8(field(u, 3, 28), field(rest_high, 2 * j, 3))
                 acc_low = tile_dot_small(acc_low, v, q + 16, ld_x)
                 acc_high = tile_dot_small(acc_high, u, q + 16, ld_x)
-            low = scale_half(low, acc_low, d_low, dmin_low, scales, x, ld_x)
-            high = scale_half(high, acc_high, d_high, dmin_high, scales + HALF, x, ld_x)
-            scales += 32
-            at += BLOCK32
+            low = scale_half(low, acc_low, d_low, dmin_low, w, x, ld_x)
+            high = scale_half(high, acc_high, d_high, dmin_high, w + 16, x, ld_x)
+            w += PART
             x += BLOCK_Q8
-        w += 2 * HALF
     finish(low, high, out, ld_out, add)
 
 
@@ -70,26 +67,22 @@ def _quants(src, b, k):
 
 @function
 def pack_block(src, dst, r):
-    dst += r // 16 * HALF
-    lane = r % 16
-    pack_scales(src, dst, lane)
+    pack_scales(src, dst, r, PART)
     for b in range(8):
-        q = dst + QUANTS + b * BLOCK32 + 4 * lane
+        q = dst + HEAD + b * PART + SCALES + 4 * r
         pack_fives(q, _quants(src, b, 0), _quants(src, b, 1), _quants(src, b, 2), _quants(src, b, 3))
 
 
 @function
 def unpack_row(w, r, out, n_block):
-    w += r // 16 * HALF
-    lane = r % 16
     for _ in range(n_block):
         for b in range(8):
-            d, least = unpack_scales(w, lane, b)
-            q = w + QUANTS + b * BLOCK32 + 4 * lane
+            at = w + HEAD + b * PART
+            d, least = unpack_scales(w, r, at)
             for c in range(32):
-                store_f32(out + 4 * c, d * np.float32(five(q, c)) + least)
+                store_f32(out + 4 * c, d * np.float32(five(at + SCALES + 4 * r, c)) + least)
             out += 128
-        w += 2 * HALF
+        w += BLOCK
 
 
 layout_kernels("Q5_K", TILE, times, pack_block, unpack_row)

@@ -1,6 +1,6 @@
 """Q6_K: w = d * scale * (q - 32), superblocks of 256 with an int8 scale per 16 columns.
 
-Packed block: for each half of 16 rows, 16 d f16, 16 x 16 scales int8, then 6 vectors for each 32 columns. Byte 4r+i of
+Packed block: 32 d f16, then for each 32 columns 2 x 32 scales int8 and 6 vectors, paired (nibbles.py). Byte 4r+i of
 vector j < 4 has column 4j+i of row r in bits 0-5 and the upper 2 bits of column 16+4j+i in bits 6-7; the lower 4 are in
 vectors 4 (j = 0 low, 1 high) and 5 (j = 2 low, 3 high).
 """
@@ -10,7 +10,8 @@ import numpy as np
 from qllama.jit import inlined
 from qllama.kernels.layouts import BLOCK_Q8, LAYOUTS
 from qllama.kernels.matmul import ask_ahead, finish, function, layout_kernels
-from qllama.kernels.tiles import TILE
+from qllama.kernels.nibbles import PAIRED
+from qllama.kernels.tiles import BY_HALVES, TILE
 from qllama.simd import (
     field,
     in_order,
@@ -34,23 +35,24 @@ from qllama.simd import (
     tile_sub_i32,
 )
 
-SCALES, QUANTS, BLOCK32 = 32, 32 + 256, 6 * 64
-HALF = QUANTS + 8 * BLOCK32
-assert LAYOUTS["Q6_K"].nbytes == 2 * HALF
+HEAD, SCALES, REST = 64, 2 * 32, 4 * PAIRED  # REST: from the first vector to the fifth
+PART = SCALES + 6 * PAIRED
+BLOCK = HEAD + 8 * PART
+assert LAYOUTS["Q6_K"].nbytes == BLOCK
 ONES = 0x0101010101010101
 OFFSET = np.int32(2)  # -8 * sum shifted by 2 is -32 * sum
 
 
-@inlined
+@(inlined if BY_HALVES else function)  # inlined, both halves do not fit the registers of x86
 def _dots(acc_low, acc_high, at, x, ld_x, second):
     """16 of 32 columns of both half panels."""
     for j in range(4):
         in_order()
-        v, u = load_i8x64(at + 64 * j), load_i8x64(at + HALF + 64 * j)
+        v, u = load_i8x64(at + PAIRED * j), load_i8x64(at + PAIRED * j + 64)
         if second:
-            k = 256 + 64 * (j // 2)
+            k = REST + PAIRED * (j // 2)
             v = or_i8(field(v, 2, 48), field(load_i8x64(at + k), 4 * (j % 2), 15))
-            u = or_i8(field(u, 2, 48), field(load_i8x64(at + HALF + k), 4 * (j % 2), 15))
+            u = or_i8(field(u, 2, 48), field(load_i8x64(at + k + 64), 4 * (j % 2), 15))
         else:
             v, u = field(v, 0, 63), field(u, 0, 63)
         q = x + 16 + 16 * second + 4 * j
@@ -60,7 +62,7 @@ def _dots(acc_low, acc_high, at, x, ld_x, second):
 
 @function
 def _scale(total, acc_0, acc_1, d, scale, x, ld_x):
-    s_0, s_1 = mul(load_i8x16_f32(scale), d), mul(load_i8x16_f32(scale + 16), d)
+    s_0, s_1 = mul(load_i8x16_f32(scale), d), mul(load_i8x16_f32(scale + 32), d)
     return tile_scale_pair(total, acc_0, s_0, acc_1, s_1, x, ld_x)
 
 
@@ -68,24 +70,20 @@ def _scale(total, acc_0, acc_1, d, scale, x, ld_x):
 def times(zero, w, x, ld_x, out, ld_out, n_block, add):
     low, high = zero, zero
     for _ in range(n_block):
-        ask_ahead(w, QUANTS)
-        ask_ahead(w + HALF, QUANTS)
-        d_low, d_high = load_f16x16(w), load_f16x16(w + HALF)
-        scale, at = w + SCALES, w + QUANTS
+        d_low, d_high = load_f16x16(w), load_f16x16(w + 32)
+        w += HEAD
         for _ in range(8):
-            ask_ahead(at, BLOCK32)
-            ask_ahead(at + HALF, BLOCK32)
+            ask_ahead(zero, w, PART)
+            at = w + SCALES
             first = tile_splat_i32(zero, x + 8, ld_x)
             start = tile_shl(first, OFFSET)
             low_0, high_0 = _dots(start, start, at, x, ld_x, 0)
             start = tile_shl(tile_sub_i32(tile_splat_i32(zero, x + 4, ld_x), first), OFFSET)
             low_1, high_1 = _dots(start, start, at, x, ld_x, 1)
-            low = _scale(low, low_0, low_1, d_low, scale, x, ld_x)
-            high = _scale(high, high_0, high_1, d_high, scale + HALF, x, ld_x)
-            scale += 32
-            at += BLOCK32
+            low = _scale(low, low_0, low_1, d_low, w, x, ld_x)
+            high = _scale(high, high_0, high_1, d_high, w + 16, x, ld_x)
+            w += PART
             x += BLOCK_Q8
-        w += 2 * HALF
     finish(low, high, out, ld_out, add)
 
 
@@ -99,42 +97,39 @@ def _quants(src, b, k):
 
 @function
 def pack_block(src, dst, r):
-    dst += r // 16 * HALF
-    lane = r % 16
-    store_u16(dst + 2 * lane, load_u16(src + 208))
+    store_u16(dst + 2 * r, load_u16(src + 208))
     for s in range(16):
-        store_u8(dst + SCALES + 16 * s + lane, load_u8(src + 192 + s))
+        store_u8(dst + HEAD + s // 2 * PART + s % 2 * 32 + r, load_u8(src + 192 + s))
     for b in range(8):
-        q = dst + QUANTS + b * BLOCK32 + 4 * lane
+        q = dst + HEAD + b * PART + SCALES + 4 * r
         for k in range(2):  # two vectors at a time
             first, second = _quants(src, b, k), _quants(src, b, k + 2)
             both, rest = first | (((second >> 4) & (3 * ONES)) << 6), second & (15 * ONES)
-            store_i32(q + 128 * k, np.int32(both))
-            store_i32(q + 128 * k + 64, np.int32(both >> 32))
-            store_i32(q + 256 + 64 * k, np.int32(rest | (rest >> 28)))
+            store_i32(q + 2 * PAIRED * k, np.int32(both))
+            store_i32(q + 2 * PAIRED * k + PAIRED, np.int32(both >> 32))
+            store_i32(q + REST + PAIRED * k, np.int32(rest | (rest >> 28)))
 
 
 @function
 def _quant(q, c):
     """Column c of 32; q is where the row's bytes are in the first vector."""
     j, i = c % 16 // 4, c % 4
-    byte, rest = np.int32(load_u8(q + 64 * j + i)), np.int32(load_u8(q + 256 + 64 * (j // 2) + i))
+    byte, rest = np.int32(load_u8(q + PAIRED * j + i)), np.int32(load_u8(q + REST + PAIRED * (j // 2) + i))
     return byte & 63 if c < 16 else (byte >> 6 << 4) | ((rest >> (j % 2 * 4)) & 15)
 
 
 @function
 def unpack_row(w, r, out, n_block):
-    w += r // 16 * HALF
-    lane = r % 16
     for _ in range(n_block):
-        d = load_f16(w + 2 * lane)
+        d = load_f16(w + 2 * r)
         for s in range(16):
-            scale = d * np.float32(np.int8(load_u8(w + SCALES + 16 * s + lane)))
-            q = w + QUANTS + s // 2 * BLOCK32 + 4 * lane
+            part = w + HEAD + s // 2 * PART
+            scale = d * np.float32(np.int8(load_u8(part + s % 2 * 32 + r)))
+            q = part + SCALES + 4 * r
             for c in range(16):
                 store_f32(out + 4 * c, scale * np.float32(_quant(q, s % 2 * 16 + c) - 32))
             out += 64
-        w += 2 * HALF
+        w += BLOCK
 
 
 layout_kernels("Q6_K", TILE, times, pack_block, unpack_row)

@@ -1,7 +1,7 @@
 """Q8_0, and Q8_1 in its layout: w = d * q, blocks of 32.
 
-Packed block: for each half of 16 rows, 16 scales f16, then 8 vectors of 64 bytes; byte 4r+i of vector j has column 4j+i
-of row r, plus the target's BIAS8.
+Packed block: 32 scales f16, then 8 pairs of vectors of 64 bytes; byte 4r+i of pair j has column 4j+i of row r, plus the
+target's BIAS8.
 """
 
 import numpy as np
@@ -26,8 +26,9 @@ from qllama.simd import (
     tile_splat_i32,
 )
 
-HALF = 16 * 2 + 8 * 64
-assert LAYOUTS["Q8_0"].nbytes == LAYOUTS["Q8_1"].nbytes == 2 * HALF
+QUANTS, PAIR = 32 * 2, 2 * 64
+BLOCK = QUANTS + 8 * PAIR
+assert LAYOUTS["Q8_0"].nbytes == LAYOUTS["Q8_1"].nbytes == BLOCK
 assert BIAS8 in (0, 128)
 FLIP = np.int32(np.array([BIAS8] * 4, "<u1").view("<i4")[0])  # adds the bias to four bytes: an exclusive or
 SHIFT = np.int32(4 if BIAS8 else 31)  # -8 * sum to -BIAS8 * sum; a shift by 31 of a multiple of 8 leaves zero
@@ -37,16 +38,16 @@ SHIFT = np.int32(4 if BIAS8 else 31)  # -8 * sum to -BIAS8 * sum; a shift by 31 
 def times(zero, w, x, ld_x, out, ld_out, n_block, add):
     low, high = zero, zero
     for _ in range(n_block):
-        ask_ahead(w, 2 * HALF)
+        ask_ahead(zero, w, BLOCK)
         acc_low = tile_shl(tile_splat_i32(zero, x + 4, ld_x), SHIFT)
         acc_high = acc_low
         for j in range(8):
             q = x + 16 + 4 * j
-            acc_low = tile_dot_8(acc_low, load_i8x64(w + 32 + 64 * j), q, ld_x)
-            acc_high = tile_dot_8(acc_high, load_i8x64(w + HALF + 32 + 64 * j), q, ld_x)
+            acc_low = tile_dot_8(acc_low, load_i8x64(w + QUANTS + PAIR * j), q, ld_x)
+            acc_high = tile_dot_8(acc_high, load_i8x64(w + QUANTS + PAIR * j + 64), q, ld_x)
         low = tile_scale(low, acc_low, load_f16x16(w), x, ld_x)
-        high = tile_scale(high, acc_high, load_f16x16(w + HALF), x, ld_x)
-        w += 2 * HALF
+        high = tile_scale(high, acc_high, load_f16x16(w + 32), x, ld_x)
+        w += BLOCK
         x += BLOCK_Q8
     finish(low, high, out, ld_out, add)
 
@@ -54,11 +55,9 @@ def times(zero, w, x, ld_x, out, ld_out, n_block, add):
 @function
 def _pack_row(d, q, dst, r):
     """From where the f16 and the bytes are."""
-    dst += r // 16 * HALF
-    lane = r % 16
-    store_u16(dst + 2 * lane, load_u16(d))
+    store_u16(dst + 2 * r, load_u16(d))
     for j in range(8):
-        store_i32(dst + 32 + 64 * j + 4 * lane, load_i32(q + 4 * j) ^ FLIP)
+        store_i32(dst + QUANTS + PAIR * j + 4 * r, load_i32(q + 4 * j) ^ FLIP)
 
 
 @function
@@ -73,14 +72,12 @@ def pack_q8_1(src, dst, r):
 
 @function
 def unpack_row(w, r, out, n_block):
-    w += r // 16 * HALF
-    lane = r % 16
     for _ in range(n_block):
-        d = load_f16(w + 2 * lane)
+        d = load_f16(w + 2 * r)
         for c in range(32):
-            byte = load_u8(w + 32 + c // 4 * 64 + 4 * lane + c % 4) ^ np.uint8(BIAS8)
+            byte = load_u8(w + QUANTS + c // 4 * PAIR + 4 * r + c % 4) ^ np.uint8(BIAS8)
             store_f32(out + 4 * c, d * np.float32(np.int8(byte)))
-        w += 2 * HALF
+        w += BLOCK
         out += 128
 
 

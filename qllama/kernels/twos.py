@@ -39,7 +39,7 @@ PAIRS = 0x03030303
 def times(zero, w, x, ld_x, out, ld_out, n_block, add):
     low, high = zero, zero
     for _ in range(n_block):
-        ask_ahead(w, BLOCK)
+        ask_ahead(zero, w, BLOCK)
         at = w + QUANTS
         for _ in range(2):
             acc_low = tile_shr(tile_splat_i32(zero, x + 4, ld_x), OFFSET)

@@ -389,6 +389,12 @@ def half_of(_context: Any, like: Any) -> Any:
     return i64(like), lambda _c, _b, _s, _v: ir.Constant(I64, like.half)
 
 
+@intrinsic
+def tokens_of(_context: Any, like: Any) -> Any:
+    """The number of tokens of a tile."""
+    return i64(like), lambda _c, _b, _s, _v: ir.Constant(I64, like.t)
+
+
 def array_of(b: ir.IRBuilder, values: list[ir.Value]) -> ir.Value:
     out = ir.Constant(ir.ArrayType(values[0].type, len(values)), ir.Undefined)
     for i, v in enumerate(values):
