@@ -19,6 +19,7 @@ from qllama.simd import (
     add,
     field_i32,
     fma,
+    in_order,
     load_f32,
     load_f32x16,
     load_i8x16_i32,
@@ -45,8 +46,11 @@ def _dots(acc, book, vectors, x, ld_x):
     """16 columns."""
     v0, v1, v2, v3 = vectors
     acc = tile_dot_small(acc, look_up(book, v0), x, ld_x)
+    in_order()
     acc = tile_dot_small(acc, look_up(book, v1), x + 4, ld_x)
+    in_order()
     acc = tile_dot_small(acc, look_up(book, v2), x + 8, ld_x)
+    in_order()
     return tile_dot_small(acc, look_up(book, v3), x + 12, ld_x)
 
 
