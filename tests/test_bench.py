@@ -338,7 +338,6 @@ def test_options_of_llama_bench_without_meaning_are_accepted_where_they_say_what
         (("-r", 0), "-r"),
         (("-o", "xml"), "-o"),
         (("-ctk", "q3"), "-ctk=q3"),
-        (("-ctk", "f32"), "-ctk f32, -ctv f16"),
         (("-p", 0, "-n", 0), "nothing to measure"),
         (("-m", "/nonexistent.gguf"), "/nonexistent.gguf"),
         (("--plot", "x.svg"), "--roofline"),
