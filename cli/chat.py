@@ -8,7 +8,7 @@ import click
 
 from qllama.cli.options import model_options, sampler_options, sampler_settings
 from qllama.cli.template import template_options
-from qllama.errors import FileError, InputError, printable
+from qllama.errors import InputError, printable, read_file
 
 if TYPE_CHECKING:
     from qllama.chat.history import History
@@ -122,10 +122,7 @@ def opened(resume: bool, name: str | None, kwargs: dict[str, Any]) -> "History":
 
 
 def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise FileError(path, f"cannot read the system message: {error.strerror}") from error
+    return read_file(path, "the system message").decode(errors="replace")
 
 
 def _standard_input() -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from qllama.cli.progress import Line, load, show_warnings
-from qllama.errors import FileError, InputError
+from qllama.errors import FileError, InputError, read_file
 
 
 @click.command()
@@ -32,7 +32,7 @@ def command(
         raise FileError(out, "exists already; --force replaces it")
     if n_chunks == 0:
         raise InputError("--chunks 0: there is nothing to read")
-    text = Path(text_file).read_bytes()
+    text = read_file(text_file, "the text")
     llm = load(path=model, n_ctx=n_ctx, n_threads=n_threads)
     chunks, line = read(llm.tokenizer, text, n_ctx, n_chunks), Line("reading the text")
     sums: dict[str, Sums] = {}

@@ -4,13 +4,12 @@ import contextlib
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import click
 
 from qllama.cli.options import override_option, overrides
-from qllama.errors import FileError, InputError
+from qllama.errors import InputError, read_file
 
 # What llama-perplexity measures besides: refused by name.
 FOREIGN = ("--ppl-stride", "--hellaswag", "--winogrande", "--multiple-choice")
@@ -139,10 +138,7 @@ def show_divergence(options: dict[str, Any], base_file: str, n_ctx: int | None, 
 
 def read_text(path: str) -> bytes:
     """The file's bytes without a new line at its end, as llama.cpp reads it."""
-    try:
-        return Path(path).read_bytes().removesuffix(b"\n")
-    except OSError as error:
-        raise FileError(path, f"cannot be read: {error.strerror}") from error
+    return read_file(path, "the text").removesuffix(b"\n")
 
 
 class Remaining:

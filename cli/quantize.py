@@ -9,7 +9,7 @@ import click
 
 from qllama.cli.options import override_option, overrides
 from qllama.cli.progress import Meter, show_warnings
-from qllama.errors import InputError, printable
+from qllama.errors import InputError, printable, read_file
 
 if TYPE_CHECKING:
     from qllama.quantize import Plan, Report, Step
@@ -103,7 +103,7 @@ def _options(kwargs: dict[str, Any]) -> Any:
     texts = list(kwargs.pop("tensor_types"))
     listed = kwargs.pop("tensor_type_file")
     if listed:
-        texts += Path(listed).read_text().split()
+        texts += read_file(listed, "the tensor types").decode(errors="replace").split()
     layers = kwargs.pop("prune_layers")
     override_kv = overrides(kwargs.pop("override_kv"))
     simple: dict[str, Any] = {k: v.upper() if isinstance(v, str) else v for k, v in kwargs.items()}

@@ -1,14 +1,13 @@
 """`qllama run`: continue a prompt. Text goes to stdout as it comes, everything else to stderr."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from qllama.cli.options import model_options, sampler_options, sampler_settings
 from qllama.cli.template import template_options
-from qllama.errors import FileError, InputError
+from qllama.errors import InputError, read_file
 
 
 @click.command()
@@ -97,10 +96,7 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> bytes:
         if sys.stdin is None:
             raise InputError("no prompt: stdin is closed and neither -p nor -f is given")
         return sys.stdin.buffer.read()
-    try:
-        return Path(prompt_file).read_bytes()
-    except OSError as error:
-        raise FileError(prompt_file, f"cannot read the prompt: {error.strerror}") from error
+    return read_file(prompt_file, "the prompt")
 
 
 def summary(stats: Any) -> str:

@@ -3,12 +3,11 @@
 import functools
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
 
-from qllama.errors import FileError, InputError
+from qllama.errors import InputError, read_file
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,10 +38,7 @@ def template_options(command: F) -> F:
 
 
 def _read(path: str) -> str:
-    try:
-        text = Path(path).read_bytes().decode(errors="replace")
-    except OSError as error:
-        raise FileError(path, f"cannot read the chat template: {error.strerror}") from error
+    text = read_file(path, "the chat template").decode(errors="replace")
     return text if "{" in text else text + "{# #}"  # a text, not the name of one
 
 

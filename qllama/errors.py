@@ -1,5 +1,7 @@
 """What can go wrong, each with its exit code. One line per error; the CLI prints it, nothing else does."""
 
+from pathlib import Path
+
 
 def printable(text: object) -> str:
     """`text` on one line: control bytes, escapes and lone surrogates from a stranger's file come out escaped."""
@@ -28,3 +30,11 @@ class FileError(InputError):
         self.path, self.key, self.value, self.reason = str(path), key, value, reason
         where = "" if key is None else f" {printable(key)}={printable(value)}:"
         super().__init__(f"{printable(path)}:{where} {reason}")
+
+
+def read_file(path: object, what: str) -> bytes:
+    """All bytes of a user's file, which is `what` ("the prompt"). Raises FileError when it cannot be read."""
+    try:
+        return Path(str(path)).read_bytes()
+    except OSError as error:
+        raise FileError(path, f"cannot read {what}: {error.strerror}") from error

@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from qllama.atomic import write_file
-from qllama.errors import FileError, InputError
+from qllama.errors import FileError, InputError, read_file
 from qllama.ggml import BY_NAME
 from qllama.gguf import GGUF, open_gguf
 from qllama.gguf_writer import Entry, NewArray, NewTensor, head
@@ -73,13 +73,12 @@ class ImportanceMatrix:
 def load_imatrix(path: Path) -> ImportanceMatrix:
     """Read a file of either format. Raises FileError for what is not one, or holds no finite numbers."""
     path = os.fspath(path)
-    with open(path, "rb") as file:
-        is_gguf = file.read(4) == b"GGUF"
-    if is_gguf:
+    content = read_file(path, "the importance matrix")
+    if content.startswith(b"GGUF"):
         with open_gguf(path) as gguf:
             matrix = _from_gguf(gguf)
     else:
-        matrix = _Legacy(path).read()
+        matrix = _Legacy(path, content).read()
     for name, found in matrix.tensors.items():
         if not (np.isfinite(found.mean()).all() and (found.sums >= 0).all()):
             raise FileError(path, "a value is not finite or is negative", name)
@@ -120,10 +119,8 @@ def _floats(gguf: GGUF, name: str) -> np.ndarray:
 class _Legacy:
     """A bounded cursor over a .dat file: numbers of entries, calls and values before each array of sums."""
 
-    def __init__(self, path: str) -> None:
-        self.path, self.position = path, 0
-        with open(path, "rb") as file:
-            self.buffer = file.read()
+    def __init__(self, path: str, content: bytes) -> None:
+        self.path, self.buffer, self.position = path, content, 0
 
     def take(self, nbytes: int) -> bytes:
         if not 0 <= nbytes <= len(self.buffer) - self.position:

@@ -385,7 +385,7 @@ def test_the_new_line_at_the_end_is_not_read(tmp_path) -> None:
         (("--kl-divergence",), "needs --kl-divergence-base FILE"),
         (("--kl-divergence", "--kl-divergence-base", "x", "-f", "y"), "the text is that of the base file"),
         (("--kl-divergence", "--kl-divergence-base", "/nonexistent"), "/nonexistent: cannot be read"),
-        (("-f", "/nonexistent"), "/nonexistent: cannot be read"),
+        (("-f", "/nonexistent"), "/nonexistent: cannot read the text"),
         (("-f", __file__, "--chunks", 0), "--chunks 0"),
         (("-f", __file__, "-c", 4), "-c"),
         (("-f", "/dev/null"), "the text has 1 tokens, a context of 512 needs at least 1024"),

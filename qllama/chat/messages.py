@@ -1,10 +1,9 @@
 """Conversations as JSON, as OpenAI's interface has them: reading and checking."""
 
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from qllama.errors import FileError, printable
+from qllama.errors import FileError, printable, read_file
 
 
 class Conversation(NamedTuple):
@@ -39,7 +38,4 @@ def parse_messages(text: str | bytes, origin: str) -> Conversation:
 
 def read_messages(path: str) -> Conversation:
     """The conversation in a JSON file. Raises FileError for what cannot be read or is none."""
-    try:
-        return parse_messages(Path(path).read_bytes(), path)
-    except OSError as error:
-        raise FileError(path, f"cannot read the messages: {error.strerror}") from error
+    return parse_messages(read_file(path, "the messages"), path)
