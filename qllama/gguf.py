@@ -104,6 +104,16 @@ class GGUF:
         buffer, offset, nbytes = self.locate(name)
         return np.frombuffer(buffer, np.uint8, nbytes, offset)
 
+    def release(self, name: str, start: int, nbytes: int) -> None:
+        """Let go of the pages that lie wholly in these bytes of a tensor; they stay in the system's cache."""
+        if not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        buffer, offset, _ = self.locate(name)
+        first = -(-(offset + start) // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (offset + start + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            buffer.madvise(mmap.MADV_DONTNEED, first, last - first)
+
     def close(self) -> None:
         """Unmap the files. One whose bytes are still viewed as an array is unmapped with its last view."""
         for part in self.parts:

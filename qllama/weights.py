@@ -1,6 +1,5 @@
 """From the tensors of a file to packed weights in memory, by all threads; the file's pages are let go behind it."""
 
-import mmap
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -75,16 +74,5 @@ def _pack_one(gguf: GGUF, weight: Weight, team: Team, kernels: dict[str, jit.Ker
         )
         bound = BoundPlan(plan, 0, kernels)
         team.run(bound.tape, bound.arguments, bound.step)
-        _release(gguf, weight.name, start, len(rows))
+        gguf.release(weight.name, start, len(rows))
         yield len(rows)
-
-
-def _release(gguf: GGUF, name: str, start: int, nbytes: int) -> None:
-    """Let go of the file's pages that lie wholly in the slice; they stay in the system's cache."""
-    if not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    buffer, offset, _ = gguf.locate(name)
-    first = -(-(offset + start) // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (offset + start + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if last > first:
-        buffer.madvise(mmap.MADV_DONTNEED, first, last - first)

@@ -1,6 +1,5 @@
 """Where tensors come from: their names, shapes and types, and their rows, a few at a time."""
 
-import mmap
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
@@ -60,14 +59,7 @@ class GGUFSource:
 
     def rows(self, tensor: SourceTensor, first: int, n_rows: int) -> np.ndarray:
         if self._read is not None:
-            self._release(*self._read)
+            self._gguf.release(*self._read)
         start, nbytes = first * tensor.row_bytes, n_rows * tensor.row_bytes
         self._read = tensor.name, start, nbytes
         return self._gguf.data(tensor.name)[start : start + nbytes].reshape(n_rows, tensor.row_bytes)
-
-    def _release(self, name: str, start: int, nbytes: int) -> None:
-        if not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        buffer, offset, _ = self._gguf.locate(name)
-        first = (offset + start) // mmap.PAGESIZE * mmap.PAGESIZE
-        buffer.madvise(mmap.MADV_DONTNEED, first, min(offset + start + nbytes, len(buffer)) - first)
