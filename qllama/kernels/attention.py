@@ -15,7 +15,7 @@ import numpy as np
 from qllama.jit import function, kernel, register
 from qllama.kernels.exp import exp
 from qllama.kernels.kv import KINDS
-from qllama.kernels.layouts import ATTENTION_ROWS, CACHE_BYTES, CHUNK, FEW_ROWS, POSITIONS
+from qllama.kernels.layouts import CACHE_BYTES, CHUNK, FEW_ROWS, POSITIONS, item_tokens
 from qllama.kernels.rows import take
 from qllama.kernels.tiles import TILE, TILE_F32
 from qllama.simd import (
@@ -44,6 +44,7 @@ WIDE = CHUNK * 4  # bytes of one row of widened keys or values
 DIRECT = max(TILE, TILE_F32)  # rows up to which nothing is widened
 NEG_INF = np.float32(-np.inf)
 assert CHUNK == 32
+tokens_at_a_time = function(item_tokens)
 
 
 @function
@@ -163,7 +164,7 @@ def whole_tiles(n_row):
 @function
 def few(n_rows, group):
     """Whether the pieces of a head are work of their own: then one item has all tokens."""
-    return n_rows <= min(FEW_ROWS, max(1, ATTENTION_ROWS // group))
+    return n_rows <= min(FEW_ROWS, tokens_at_a_time(group))
 
 
 def attention_kernel(kind_k: str, kind_v: str) -> Any:
@@ -208,7 +209,7 @@ def attention_kernel(kind_k: str, kind_v: str) -> Any:
         With few tokens an item is (piece, key-value head), and its part goes to the piece's block for `merge`.
         """
         apart = few(n_rows, group)
-        per_item = max(1, ATTENTION_ROWS // group)
+        per_item = tokens_at_a_time(group)
         n_piece = (n_past + n_rows - 1) // POSITIONS + 1
         n_item = (n_piece if apart else (n_rows + per_item - 1) // per_item) * n_head_kv
         item = take(job, n_item, 1)

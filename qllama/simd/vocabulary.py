@@ -179,11 +179,6 @@ def splat_f32(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     return splat(b, x, 16)
 
 
-@primitive(i32x16, i32)
-def splat_i32(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    return splat(b, x, 16)
-
-
 # ---- arithmetic, lane by lane. IEEE, never reassociated.
 
 
@@ -241,11 +236,6 @@ def select_below(b: ir.IRBuilder, x: ir.Value, limit: ir.Value, then: ir.Value, 
 def lane_ids(b: ir.IRBuilder) -> ir.Value:
     """0, 1, ..., 15."""
     return ir.Constant(I32x16, list(range(16)))
-
-
-@primitive(i32x16, i32x16, i32x16)
-def add_i32(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
-    return b.add(x, y)
 
 
 @primitive(f32x16, i32x16)
