@@ -19,7 +19,6 @@ from qllama.jit import function
 from qllama.kernels.exp import exp
 from qllama.simd import (
     absolute,
-    add_i32,
     code_book,
     div,
     field,
@@ -54,7 +53,6 @@ from qllama.simd import (
     select_below,
     select_lt,
     splat_f32,
-    splat_i32,
     store_f16,
     store_f16x16,
     store_f32,
@@ -124,7 +122,7 @@ def where_less(x, y, out):
 
 @op("f4*16 i4*1", "f4*16")
 def below(x, n, out):
-    store_f32x16(out, select_below(add_i32(lane_ids(), splat_i32(1)), load_i32(n), load_f32x16(x), splat_f32(-1)))
+    store_f32x16(out, select_below(lane_ids(), load_i32(n), load_f32x16(x), splat_f32(-1)))
 
 
 @op("f4*16", "f4*16")
