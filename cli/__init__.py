@@ -21,6 +21,7 @@ COMMANDS = {
     "tune": "Find the fastest threads and tiles on this machine.",
     "perplexity": "Measure how well a model predicts a text, as llama-perplexity does.",
     "quantize": "Write a model file in another type, as llama-quantize does.",
+    "convert": "Write a Hugging Face model as a GGUF file.",
     "imatrix": "Collect an importance matrix for quantize, as llama-imatrix does.",
     "split": "Write a model file in parts, as llama-gguf-split does.",
     "merge": "Write the parts of a model as one file.",

@@ -1,7 +1,9 @@
 """`qllama quantize`: a model file in another type, with llama-quantize's options and names."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from qllama.errors import InputError, printable, read_file
 
 if TYPE_CHECKING:
     from qllama.quantize import Plan, Report, Step
+    from qllama.quantize.source import Source
 
 MIB = 1 << 20
 
@@ -38,24 +41,21 @@ MIB = 1 << 20
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
 def command(arguments: tuple[str, ...], n_threads: int | None, imatrix_path: str | None, dry_run: bool,
             stats_path: str | None, force: bool, **kwargs: Any) -> None:  # fmt: skip
-    """Write the GGUF file IN as OUT, its tensors quantized to TYPE.
+    """Write IN, a GGUF file or a Hugging Face folder, as OUT, its tensors quantized to TYPE.
 
     TYPE is a name such as Q4_K_M, in any case, its number, or COPY. Without OUT the file is ggml-model-TYPE.gguf
     beside IN. Existing files are replaced only with --force, and never before the new one is whole.
     """
     path, out, file_type, n_threads = _arguments(arguments, n_threads)
     from qllama.atomic import write_file
-    from qllama.gguf import open_gguf
     from qllama.imatrix import load_imatrix
     from qllama.quantize import make_plan, quantize_file
-    from qllama.quantize.source import GGUFSource
 
     show_warnings()
     filters = kwargs.pop("include_weights"), kwargs.pop("exclude_weights")
     options = _options(kwargs)
     imatrix = load_imatrix(imatrix_path).filtered(*filters) if imatrix_path else None
-    with open_gguf(path) as gguf:
-        source = GGUFSource(gguf)
+    with _source(path) as source:
         plan = make_plan(source, file_type, options, imatrix)
         if dry_run:
             click.echo("\n".join(_plan_lines(plan, imatrix is not None)))
@@ -63,10 +63,24 @@ def command(arguments: tuple[str, ...], n_threads: int | None, imatrix_path: str
         meter = Meter()
         report = quantize_file(source, out, plan, imatrix, n_threads=n_threads, force=force, progress=meter.quantize)
         meter.close()
-    click.echo("\n".join(_report_lines(report)))
+    click.echo("\n".join(report_lines(report)))
     if stats_path:
         raw = (json.dumps(report.to_json(), indent=2) + "\n").encode()
         write_file(stats_path, [raw], len(raw), [path, out], force=True)
+
+
+@contextlib.contextmanager
+def _source(path: str) -> Iterator["Source"]:
+    """What is read: a GGUF file, or a folder."""
+    from qllama.convert import FolderSource
+    from qllama.gguf import open_gguf
+    from qllama.quantize.source import GGUFSource
+
+    if os.path.isdir(path):
+        yield FolderSource(path)
+        return
+    with open_gguf(path) as gguf:
+        yield GGUFSource(gguf)
 
 
 def _arguments(texts: Sequence[str], n_threads: int | None) -> tuple[str, str, str, int | None]:
@@ -155,7 +169,7 @@ def _size_lines(before: int, after: int, n_weights: int) -> list[str]:
     ]
 
 
-def _report_lines(report: "Report") -> list[str]:
+def report_lines(report: "Report") -> list[str]:
     lines = [f"{'type':<8} {'tensors':>7} {'MiB':>10} {'BPW':>7} {'RMSE':>12}"]
     for name, t in report.types.items():
         rmse = "" if t.rmse is None else f"{t.rmse:.6g}"

@@ -14,7 +14,7 @@ FOLDERS = {"qllama": "qllama", "qllama.quant": "quant", "qllama.cli": "cli"}
 LAYERS = [
     "qllama.cli",
     "qllama",
-    "qllama.session",
+    "qllama.session qllama.convert",
     "qllama.llm qllama.bench qllama.evaluate qllama.quantize",
     "qllama.generate qllama.chat qllama.kv_file",
     "qllama.model",
