@@ -26,8 +26,8 @@ def add_vocab(writer: Any, config: Config, is_llama: bool) -> None:
         _guarded(folder / "tokenizer.json", lambda: _byte_level(writer, config, settings))
     else:
         raise FileError(folder, "has no tokenizer: needed tokenizer.model or tokenizer.json")
-    if is_llama and config.get("vocab_size") == 32016:
-        _code_llama(writer, folder)
+    if is_llama and config.get("vocab_size") == 32016:  # CodeLlama, whose files do not name the end of an infill
+        writer.add_eot_token_id(32010)
     if is_llama and config.get("vocab_size") == 49152:  # Granite
         writer.add_add_bos_token(False)
 
@@ -105,7 +105,8 @@ def _byte_level(writer: Any, config: Config, settings: dict[str, Any]) -> None:
 
     folder = config.path.parent
     path = folder / "tokenizer.json"
-    model = read_json(path).get("model") or {}
+    whole = read_json(path)
+    model = whole.get("model") or {}
     kind = model.get("type", "BPE")
     if kind != "BPE" or model.get("byte_fallback"):
         what = "BPE with byte_fallback, needed tokenizer.model beside it" if kind == "BPE" else f"{kind}, needed BPE"
@@ -117,7 +118,11 @@ def _byte_level(writer: Any, config: Config, settings: dict[str, Any]) -> None:
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    gguf.SpecialVocab(folder, load_merges=True).add_to_gguf(writer, quiet=True)
+    special = gguf.SpecialVocab(folder, load_merges=True)
+    after = whole.get("post_processor") or {}
+    if any(step.get("type") == "ByteLevel" for step in after.get("processors", [after])):  # it adds no tokens
+        special.add_special_token = {"bos": False, "eos": False, **special.add_special_token}
+    special.add_to_gguf(writer, quiet=True)
 
 
 def _tokenizer(path: Path) -> Any:
@@ -156,13 +161,3 @@ def _token_list(config: Config, tokenizer: Any, special: dict[int, bool]) -> tup
         tokens[i] = token if is_control else token.replace(SPACE, " ")
         types[i] = CONTROL if is_control else USER_DEFINED
     return tokens, types
-
-
-def _code_llama(writer: Any, folder: Path) -> None:
-    """The ids of CodeLlama's infill tokens, which its files do not name."""
-    import gguf
-
-    ids = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
-    found = gguf.SpecialVocab(folder, load_merges=False, special_token_types=list(ids))
-    found.special_token_ids.update(ids)
-    found.add_to_gguf(writer, quiet=True)
