@@ -45,7 +45,7 @@ def main(script: str) -> None:
                 command = [sys.executable, script, str(where), "--outfile", str(out), "--outtype", kind]
                 subprocess.run(command, check=True)
                 found.setdefault(name, {})[kind] = summary(out)
-    OUT.write_text(json.dumps(found, indent=0) + "\n")
+    OUT.write_text(json.dumps(found, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":
