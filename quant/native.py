@@ -37,8 +37,9 @@ def encode(rows: np.ndarray, type_name: str, block: int, importance: np.ndarray 
         "scratch": scratch.ctypes.data,
         "n_blocks": rows.size // block,
     }
-    if "codes" in dict(kernel.fields):
-        values |= {name: array.ctypes.data for name, array in grids.search(type_name)._asdict().items()}
+    # Held until the kernel is done: two threads may both make a table, and the cache keeps only one of them alive.
+    tables = grids.search(type_name)._asdict() if "codes" in dict(kernel.fields) else {}
+    values |= {name: array.ctypes.data for name, array in tables.items()}
     arguments = np.zeros(jit.FIELDS + len(kernel.fields), np.int64)
     arguments[jit.FIELDS :] = [values[name] for name, _ in kernel.fields]
     result = (ctypes.c_int64 * 2)()  # Numba's result and exception slots

@@ -5,7 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from quant_files import dequantized_copy, encoded, quantized_model, recorded
 from qllama import cpu, jit
 from qllama.errors import InputError
 from qllama.ggml import BY_NAME
-from qllama.quant import FORMATS, NEEDS_IMPORTANCE, PIECE, dequantize, prepare, quantize
+from qllama.quant import FORMATS, NEEDS_IMPORTANCE, PIECE, dequantize, grids, native, prepare, quantize
 
 # Boundaries that are equally good, to rounding, are not always chosen alike.
 KNOWN_TO_DIFFER = {"IQ1_M": {("q192", "blk.0.ffn_down.weight", True)}}
@@ -434,3 +436,23 @@ def test_dequantized_copy_holds_the_same_values_in_f32(tmp_path: Path):
     for ours, theirs in zip(copy.tensors, original.tensors, strict=True):
         assert ours.tensor_type == GGMLQuantizationType.F32
         assert np.array_equal(ours.data.reshape(-1), dequantize(theirs.data.view(np.uint8), theirs.tensor_type.name))
+
+
+def test_a_table_lives_as_long_as_its_kernel_runs(monkeypatch):
+    """Also one that no cache keeps, as when two threads make the first one at the same time."""
+    made, alive = [], []
+
+    def fresh(type_name):
+        found = grids.search.__wrapped__(type_name)
+        made.extend(weakref.ref(array) for array in found)
+        return found
+
+    def call(address):
+        alive.extend(array() is not None for array in made)
+        return callable_at(address)
+
+    callable_at = jit.callable_at
+    monkeypatch.setattr(native, "grids", SimpleNamespace(search=fresh))
+    monkeypatch.setattr(jit, "callable_at", call)
+    quantize(np.ones((1, 256), np.float32), "IQ3_S", n_threads=1)
+    assert alive == [True] * 3
