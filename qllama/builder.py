@@ -131,6 +131,7 @@ class Builder:
         for out in (q, k, v):
             self.bias(f"{blk}attn_{out.name}.bias", out)
         for out, n_head in ((q, hp.n_head), (k, hp.n_head_kv)):
+            self.head_norm(f"{blk}attn_{out.name}_norm.weight", out, n_head)
             plan.add(
                 f"rope.{self.arch.rope}", meet=out is k, x=out, angles=angles, n_head=n_head, head_dim=hp.head_dim,
                 n_pair=hp.n_rot // 2, ld_x=out.ld, ld_angles=angles.ld,
@@ -225,6 +226,15 @@ class Builder:
         q8 = plan.buffer(_named(f"{out}.q8", rows), n, rows, Q8)
         plan.add("norm.rms_q8", rows=rows, **common, scratch=f32, ld_scratch=f32.ld, out=q8, ld_out=q8.ld)
         return {F32: f32, Q8: q8}
+
+    def head_norm(self, name: str, x: Buffer, n_head: int) -> None:
+        """RMSNorm of each head in place, where the file has a weight for it."""
+        if self.tensors.has(name):
+            weight = self.tensors.vector(name, self.hp.head_dim)
+            self.plan.add(
+                "norm.rms_heads", x=x, weight=weight, n_head=n_head, head_dim=self.hp.head_dim,
+                eps=self.hp.norm_rms_eps, ld_x=x.ld,
+            )  # fmt: skip
 
     def quantized(self, x: Buffer, reader: Weight) -> dict[str, Buffer]:
         """x in the form that `reader` reads."""

@@ -27,8 +27,8 @@ from qllama.team import Team
 
 # What layers are made of, apart from the layouts' kernels and attention.
 OPERATIONS = (
-    "norm.rms_f32", "norm.rms_q8", "ffn.swiglu_f32", "ffn.swiglu_q8", "ffn.quantize", "ffn.add_bias", "ffn.scaled",
-    "ffn.last_rows", "rope.table", "rope.interleaved", "attention.merge",
+    "norm.rms_f32", "norm.rms_q8", "norm.rms_heads", "ffn.swiglu_f32", "ffn.swiglu_q8", "ffn.quantize", "ffn.add_bias",
+    "ffn.scaled", "ffn.last_rows", "rope.table", "rope.interleaved", "rope.neox", "attention.merge",
 )  # fmt: skip
 
 MARGIN = 64 << 20  # bytes that are left to everything else

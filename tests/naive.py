@@ -244,6 +244,15 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     return out
 
 
+def rope_neox(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """The same for pairs (x[i], x[i + n_pair])."""
+    out, n = x.copy(), cos.shape[1]
+    first, second = x[:, :, :n], x[:, :, n : 2 * n]
+    out[:, :, :n] = first * cos[:, None] - second * sin[:, None]
+    out[:, :, n : 2 * n] = first * sin[:, None] + second * cos[:, None]
+    return out
+
+
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Causal attention of the last len(q) of len(k) positions.
 

@@ -67,9 +67,10 @@ def pipe(data: Path, *args: str, stdin: bytes = b"") -> subprocess.CompletedProc
 
 
 def test_a_conversation(start: Start, data: Path) -> None:
-    terminal = story(start, "-n", "20")
+    terminal = story(start, "-n", "20", "--temp", "0")
     terminal.enter("Once upon a time")
     terminal.until(r"stories260K-f32.gguf \| context \d+/512")
+    terminal.until("^>", 2)  # typed earlier, it would be echoed within the answer
     terminal.enter("Then")
     terminal.until("^>", 3)
     terminal.type("\x04")

@@ -307,6 +307,19 @@ def test_the_fused_norm_quantizes_what_the_norm_alone_gives():
     assert same_bits(scratch, plain)
 
 
+@pytest.mark.parametrize("head_dim", [8, 16, 40, 128])
+def test_rms_norm_of_each_head(head_dim):
+    n_head, n_tokens = 3, 5
+    x, weight = random_activations(n_tokens, n_head * head_dim), random_activations(1, head_dim, seed=6)[0]
+    rows = as_rows(x)
+    run("norm.rms_heads", n_threads=2, step={"n_tokens": n_tokens}, x=rows, weight=as_rows(weight[None])[0],
+        n_head=n_head, head_dim=head_dim, eps=1e-6, ld_x=ld(rows))  # fmt: skip
+    expected = naive.rms_norm(x.reshape(n_tokens, n_head, head_dim), weight, float(np.float32(1e-6)))
+    got = rows[:, : n_head * head_dim].reshape(expected.shape)
+    np.testing.assert_allclose(got, expected, rtol=(head_dim / 32 + 10) * ULP)
+    assert not rows[:, n_head * head_dim :].any()
+
+
 def run_swiglu(kind: str, gate: np.ndarray, up: np.ndarray, n_threads: int = 1) -> np.ndarray:
     n_tokens, n = gate.shape
     rows, out = (
@@ -386,16 +399,17 @@ def test_rope_table(n_past, mscale):
     assert np.abs(got - expected).max() <= 2.01 * ULP * mscale
 
 
+@pytest.mark.parametrize(("pairing", "naive_rope"), [("interleaved", naive.rope), ("neox", naive.rope_neox)])
 @pytest.mark.parametrize(("head_dim", "n_rot"), [(8, 8), (16, 16), (80, 32), (64, 64)])
-def test_rope_rotates_neighbours_of_each_head(head_dim, n_rot):
+def test_rope_rotates_the_pairs_of_each_head(head_dim, n_rot, pairing, naive_rope):
     """Two products and a sum, each rounded: the bits that float32 NumPy gives. What is behind n_rot is left alone."""
     n_head, n_tokens = 3, 9
     x = random_activations(n_tokens, n_head * head_dim)
     table = rope_table(n_tokens, 100, 10000.0 ** (-np.arange(n_rot // 2) * 2 / n_rot), 1.0)
     rows, angles = as_rows(x), as_rows(table.reshape(n_tokens, -1))
-    run("rope.interleaved", n_threads=2, step={"n_tokens": n_tokens}, x=rows, angles=angles, n_head=n_head,
+    run(f"rope.{pairing}", n_threads=2, step={"n_tokens": n_tokens}, x=rows, angles=angles, n_head=n_head,
         head_dim=head_dim, n_pair=n_rot // 2, ld_x=ld(rows), ld_angles=ld(angles))  # fmt: skip
-    expected = naive.rope(x.reshape(n_tokens, n_head, head_dim), table[:, :, 0], table[:, :, 1])
+    expected = naive_rope(x.reshape(n_tokens, n_head, head_dim), table[:, :, 0], table[:, :, 1])
     assert same_bits(rows[:, : n_head * head_dim].copy(), expected.reshape(n_tokens, -1))
 
 

@@ -21,6 +21,7 @@ from qllama.model import Model, declare, describe_plan, missing_support, warm_up
 LLAMAS = (
     "llama-mha", "llama-gqa", "llama-tied", "llama-linear", "llama-yarn", "llama31-ropefreqs", "mistral-nemo-headdim",
 )  # fmt: skip
+FILES = (*LLAMAS, "qwen2", "qwen3")
 
 
 def nmse(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -42,7 +43,7 @@ def test_every_llama_oracle_is_tried() -> None:
 
 
 @pytest.mark.parametrize(("kv_kind", "bound"), [("f32", 1e-9), ("f16", 1e-6)])
-@pytest.mark.parametrize("name", LLAMAS)
+@pytest.mark.parametrize("name", FILES)
 def test_logits_and_greedy_tokens_are_those_recorded(name: str, kv_kind: str, bound: float) -> None:
     recorded = oracle(name)
     m = Model(shared(f"oracles/models/{name}.gguf"), n_threads=2, type_k=kv_kind, type_v=kv_kind)
@@ -58,6 +59,16 @@ def test_logits_and_greedy_tokens_are_those_recorded(name: str, kv_kind: str, bo
         position += 1
     assert found == recorded["greedy_tokens"].tolist()
     m.close()
+
+
+@pytest.mark.parametrize("name", FILES[-2:])
+def test_bits_do_not_depend_on_threads_or_batches(name: str) -> None:
+    tokens, found = oracle(name)["tokens_2"], []
+    for n_threads, n_batch in ((1, 512), (2, 16), (3, 1)):
+        m = Model(shared(f"oracles/models/{name}.gguf"), n_threads=n_threads, n_batch=n_batch)
+        found.append(m.forward(tokens, 0, len(tokens)).tobytes())
+        m.close()
+    assert len(set(found)) == 1
 
 
 # How much further than llama.cpp's own rounding of activations ours may take the logits. Q4_1 and IQ4_NL, whose
@@ -209,7 +220,7 @@ def test_plan_of_a_file_names_its_operations() -> None:
 def test_support_is_told_for_every_oracle() -> None:
     for path in sorted(shared("oracles/models").glob("*.gguf")):
         with open_gguf(path) as gguf:
-            assert (missing_support(gguf) == []) == (path.stem in LLAMAS)
+            assert (missing_support(gguf) == []) == (path.stem in FILES)
 
 
 def test_warm_up_lists_what_a_file_needs() -> None:
@@ -233,7 +244,7 @@ def test_warm_up_without_a_file_compiles_every_kernel_there_is() -> None:
 
 def test_recorded_files_are_all_there() -> None:
     agreement = json.loads(shared("oracles/models/agreement.json").read_text())
-    assert all(f"{name}/V" in agreement for name in LLAMAS)
+    assert all(f"{name}/V" in agreement for name in FILES)
 
 
 def problems(tmp_path, tensors, keys=()) -> list[str]:

@@ -57,7 +57,7 @@ class Meter:
         bound = BoundPlan(plan, 0, jit.load([kernel]))
         bound.set_step(**(step or {}))
         best, begin, cpu_begin = float("inf"), time.perf_counter(), time.process_time()
-        while (start := time.perf_counter()) < begin + PATIENCE:
+        while (start := time.perf_counter()) < begin + PATIENCE or best == float("inf"):  # once at least
             self.team.run(bound.tape, bound.arguments, bound.step)
             best = min(best, time.perf_counter() - start)
         self.seconds += time.perf_counter() - begin

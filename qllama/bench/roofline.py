@@ -23,7 +23,7 @@ from qllama.stopwatch import Stopwatch
 # Operations for each value that is written, of the kernels that work value by value.
 PER_VALUE = {
     "norm.rms_f32": 4, "norm.rms_q8": 6, "ffn.swiglu_f32": 4, "ffn.swiglu_q8": 6, "ffn.quantize": 2, "ffn.add_bias": 1,
-    "rope.table": 2, "rope.interleaved": 3, "rope.neox": 3,
+    "norm.rms_heads": 4, "rope.table": 2, "rope.interleaved": 3, "rope.neox": 3,
 }  # fmt: skip
 
 

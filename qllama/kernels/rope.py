@@ -60,3 +60,19 @@ def interleaved(job, n_rows, x, angles, n_head, head_dim, n_pair, ld_x, ld_angle
                 store_f32(head + 8 * i, even * c - odd * s)
                 store_f32(head + 8 * i + 4, even * s + odd * c)
         item = take(job, n_rows * n_head, 8)
+
+
+@kernel
+def neox(job, n_rows, x, angles, n_head, head_dim, n_pair, ld_x, ld_angles):
+    """Rotate the pairs (x[i], x[i + n_pair]), i < n_pair, of each head in place."""
+    item = take(job, n_rows * n_head, 8)
+    while item < n_rows * n_head:
+        for j in range(item, min(item + 8, n_rows * n_head)):
+            head = x + j // n_head * ld_x + j % n_head * head_dim * 4
+            angle, other = angles + j // n_head * ld_angles, head + 4 * n_pair
+            for i in range(n_pair):
+                c, s = load_f32(angle + 8 * i), load_f32(angle + 8 * i + 4)
+                first, second = load_f32(head + 4 * i), load_f32(other + 4 * i)
+                store_f32(head + 4 * i, first * c - second * s)
+                store_f32(other + 4 * i, first * s + second * c)
+        item = take(job, n_rows * n_head, 8)
