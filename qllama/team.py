@@ -1,11 +1,13 @@
 """The threads that execute a plan. Python hands over a tape and gets the step back done; in between no Python runs.
 
-Workers wait for a step by spinning for about a millisecond, then sleep on a semaphore. A step is run in slices of
+Workers wait for a step by spinning for about a millisecond, then sleep on a lock. A step is run in slices of
 SLICE_NS: between two of them Python can deliver Ctrl-C, and the step goes on from its row counters.
 """
 
+import _thread
 import ctypes
-import threading
+import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -25,23 +27,28 @@ def aligned(n: int, dtype: type = np.uint8, alignment: int = 64) -> np.ndarray:
 
 
 class Team:
-    """`n_threads` threads, the calling one included. Not to be used by two threads at once."""
+    """`n_threads` threads, the calling one included. Not to be used by two threads at once.
+
+    Ctrl-C may come between any two instructions of Python in here, and nothing may hang or be lost by it. Three things
+    see to that: threads start, wake and end by single steps of `_thread` (those of `threading` are many, and leave a
+    lock taken when they are interrupted); a slice begins in compiled code only; and every set of workers has a control
+    block of its own, so that those of a start or an end that was interrupted cannot come to the barrier of others.
+    """
 
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
         kernels = jit.load(KERNELS)
         self._call = {name: jit.callable_at(k.address) for name, k in kernels.items()}
-        self._ctl = aligned(ctl.size(n_threads) // 8, np.int64)
-        self._set(ctl.N_THREADS, n_threads)
-        self._wake = [threading.Semaphore(0) for _ in range(n_threads)]
-        self._threads: list[threading.Thread] = []
+        self._ctl = self._new_block()
+        self._ctl[ctl.GO // 8] = -1  # there are no workers
+        self._workers: list[Worker] = []
 
     def run(self, tape: np.ndarray, arguments: np.ndarray, step: np.ndarray) -> None:
         """Execute `tape` (n, 3) int64 with the `step` block; column 0 of `arguments` has the row counters.
 
         Raises KeyboardInterrupt between two slices; the counters are rewound then, and the team is ready again.
         """
-        if not self._threads:
+        if self._get(ctl.GO) < 0:
             self._start()
         arguments[:, jit.COUNTER] = 0
         self._set(ctl.TAPE, tape.ctypes.data)
@@ -53,58 +60,102 @@ class Team:
             while self._get(ctl.INDEX) < len(tape):
                 self._set(ctl.DEADLINE, cpu.now_ns() + SLICE_NS)
                 self._call_workers()
-                self._native("tape.lead", 0)
+                self._native("tape.lead")
                 if self._get(ctl.FAILED):
                     raise QllamaError(f"operation {self._get(ctl.FAILED) - 1} of the plan failed")
         except BaseException:
-            self._native("tape.rest", 0)
+            self._native("tape.rest")
             raise
 
     def close(self) -> None:
-        """Send the workers home."""
-        if self._threads:
-            self._call_workers()
-            self._native("tape.dismiss", 0)
-            for thread in self._threads:
-                thread.join()
-            self._threads = []
+        """Send the workers home. Interrupted, it can be done again; `run` starts new ones."""
+        self._dismiss(self._ctl, self._workers)
+        self._workers = []
+
+    def _new_block(self) -> np.ndarray:
+        block = aligned(ctl.size(self.n_threads) // 8, np.int64)
+        block[ctl.N_THREADS // 8] = self.n_threads
+        return block
 
     def _start(self) -> None:
-        self._set(ctl.GO, 0)
-        self._set(ctl.AWAKE, 0)
-        self._ctl[ctl.SLEEPERS // 8 :] = 0
+        self.close()  # what is left of an end that was interrupted
+        block = self._new_block()
+        workers = [Worker(self._caller("tape.work", tid, block), block) for tid in range(1, self.n_threads)]
         try:
-            for tid in range(1, self.n_threads):
-                thread = threading.Thread(target=self._work, args=(tid,), name=f"qllama-{tid}", daemon=True)
-                thread.start()
-                self._threads.append(thread)
+            for worker in workers:
+                worker.start()
+            self._workers, self._ctl = workers, block
         except BaseException as error:  # a barrier would wait for ever for the threads that are not there
-            self.close()
+            self._dismiss(block, workers)
             if isinstance(error, RuntimeError):
                 raise QllamaError(f"cannot start {self.n_threads} threads: {error}") from error
             raise
 
-    def _work(self, tid: int) -> None:
-        while True:
-            self._native("tape.work", tid)
-            if self._get(ctl.GO) < 0:
-                return
-            self._wake[tid].acquire()
+    def _dismiss(self, block: np.ndarray, workers: "list[Worker]") -> None:
+        """End the workers of a block, sleeping ones too. One whose start was interrupted goes as soon as it comes."""
+        self._caller("tape.dismiss", 0, block)()
+        for worker in workers:
+            worker.wake()
+        for worker in workers:
+            worker.join()
 
     def _call_workers(self) -> None:
         """Wake the workers that sleep. Ctrl-C may come at any place in here: a slice begins in tape.lead only."""
-        self._native("tape.call", 0)
-        for tid in range(1, self.n_threads):
+        self._native("tape.call")
+        for tid, worker in enumerate(self._workers, 1):
             if self._get(ctl.SLEEPERS + 64 * tid + 16):
-                self._wake[tid].release()
+                worker.wake()
 
-    def _native(self, name: str, tid: int) -> None:
+    def _native(self, name: str) -> None:
+        self._caller(name, 0, self._ctl)()
+
+    def _caller(self, name: str, tid: int, block: np.ndarray) -> Callable[[], int]:
+        """A compiled function with its arguments, so that a worker that calls it needs no memory."""
+        function, block_at = self._call[name], block.ctypes.data
         scratch = (ctypes.c_int64 * 2)()  # Numba's result and exception slots
-        at = ctypes.addressof(scratch)
-        self._call[name](at, at + 8, 0, 0, self._ctl.ctypes.data, tid)
+        result, exception = ctypes.byref(scratch), ctypes.byref(scratch, 8)
+        return functools.partial(function, result, exception, 0, 0, block_at, tid)
 
     def _get(self, at: int) -> int:
         return int(self._ctl[at // 8])
 
     def _set(self, at: int, value: int) -> None:
         self._ctl[at // 8] = value
+
+
+class Worker:
+    """A thread: compiled code until it has waited too long, then sleep, until the block says that it is over."""
+
+    def __init__(self, work: Callable[[], int], block: np.ndarray) -> None:
+        self._work, self._block = work, block
+        self._sleep, self._ended = _thread.allocate_lock(), _thread.allocate_lock()
+        self._started = False
+        self._sleep.acquire()
+
+    def start(self) -> None:
+        """Raises RuntimeError when the system gives no thread."""
+        self._ended.acquire()
+        _thread.start_new_thread(self._run, ())
+        self._started = True
+
+    def _run(self) -> None:
+        while True:
+            self._work()
+            if self._block[ctl.GO // 8] < 0:
+                break
+            self._sleep.acquire()
+        self._ended.release()
+
+    def wake(self) -> None:
+        """Now, or as soon as it wants to sleep. Only the leader does so: a lock that is open stays open until then."""
+        if self._sleep.locked():
+            self._sleep.release()
+
+    def is_alive(self) -> bool:
+        return self._started and self._ended.locked()
+
+    def join(self) -> None:
+        """Wait for the end."""
+        if self._started:
+            with self._ended:
+                pass

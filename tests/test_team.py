@@ -1,5 +1,6 @@
 """The threads that run a plan: every row once, threads meet where they should, pauses and Ctrl-C leave no trace."""
 
+import _thread
 import ctypes
 import gc
 import os
@@ -109,7 +110,7 @@ def test_close_ends_the_threads_and_a_closed_team_starts_again(workers):
     counting = Counting(3)
     for _ in range(3):
         counting.check(workers)
-        threads = list(workers._threads)
+        threads = list(workers._workers)
         assert len(threads) == workers.n_threads - 1
         workers.close()
         assert not any(t.is_alive() for t in threads)
@@ -118,7 +119,7 @@ def test_close_ends_the_threads_and_a_closed_team_starts_again(workers):
 
 def test_closing_a_team_whose_workers_sleep(workers):
     Counting(3).check(workers)
-    threads = list(workers._threads)
+    threads = list(workers._workers)
     time.sleep(0.05)
     workers.close()
     assert not any(t.is_alive() for t in threads)
@@ -191,11 +192,23 @@ workers.close()
 """
 
 
-def test_ctrl_c_at_any_moment_leaves_a_team_that_works():
-    """Between short steps too, when threads are being told of one and Python code runs. It would hang, so it has a
-    process of its own."""
+def run_apart(*args: str) -> str:
+    """What a Python process that could hang prints; its errors are shown when it fails."""
     here = str(Path(__file__).parent)
-    subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=here, check=True, timeout=20)
+    done = subprocess.run([sys.executable, *args], cwd=here, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"exit code {done.returncode}: {done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_ctrl_c_at_any_moment_leaves_a_team_that_works():
+    """Between short steps too, when threads are being told of one and Python code runs."""
+    run_apart("-X", "faulthandler", "-c", INTERRUPTED)
+
+
+def test_ctrl_c_at_every_place_leaves_a_team_that_works():
+    """Of a step that wakes workers, of a first step, which starts them, and of their end."""
+    n_places = [int(n) for n in run_apart("interrupt_probe.py").split()]
+    assert len(n_places) == 3 and min(n_places) > 10
 
 
 # ---- failures
@@ -220,25 +233,33 @@ def test_aligned():
 
 def test_threads_that_cannot_be_started_are_one_line(monkeypatch):
     """And the ones that were started go home: a barrier would wait for the others for ever."""
-    real, started = threading.Thread.start, []
+    real, started = _thread.start_new_thread, []
 
-    def start(thread: threading.Thread) -> None:
+    def start(*args) -> int:
         if started:
             raise RuntimeError("can't start new thread")
-        started.append(thread)
-        real(thread)
+        started.append(args)
+        return real(*args)
 
-    monkeypatch.setattr(threading.Thread, "start", start)
-    plan = Counting(1)
+    monkeypatch.setattr(_thread, "start_new_thread", start)
+    plan, n_before = Counting(1), _thread._count()
     with pytest.raises(QllamaError, match=r"^cannot start 3 threads: can't start new thread$"):
         plan.run(Team(3))
-    assert len(started) == 1 and not started[0].is_alive()
+    assert len(started) == 1 and ended(n_before)
+
+
+def ended(n_before: int) -> bool:
+    """Whether no more threads are left than there were; one that has said so still needs a moment."""
+    deadline = time.monotonic() + 30
+    while _thread._count() > n_before and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return _thread._count() <= n_before
 
 
 def test_a_model_that_nobody_closes_takes_its_threads_along():
     m = Model(shared("models/stories260K-f32.gguf"), n_threads=3)
     m.forward([1], 0)
-    threads = list(m.team._threads)
+    threads = list(m.team._workers)
     assert len(threads) == 2 and all(t.is_alive() for t in threads)
     del m
     gc.collect()
