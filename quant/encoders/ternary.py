@@ -8,7 +8,6 @@ import numpy as np
 
 from qllama.jit import function
 from qllama.quant.encoders.blocks import (
-    BYTES,
     IMPORTANCE,
     ROW,
     Q,
@@ -80,6 +79,16 @@ def sort(scratch, x, n):
 
 
 @function
+def begin_split(scratch, sign, scale):
+    """What holds while no choice of boundaries was good; returns how good that is."""
+    for row in (FIRST, SECOND):
+        store_f32x16(scratch + row, number(0))
+    store_f32x16(scratch + SIGN, number(sign))
+    store_f32x16(scratch + SCALE, scale)
+    return number(-3.4028234663852886e38)
+
+
+@function
 def keep_better(scratch, sum_qx, sum_q2, first, second, sign, best):
     """Note a choice of boundaries if it is better; returns how good the best is now."""
     squared = select_lt(number(0), sum_q2, mul(sum_qx, sum_qx), number(-np.inf))
@@ -99,7 +108,10 @@ def three(a, b, c, q0, q1, q2):
 
 @function
 def split_in_three(scratch, n, high):
-    """IQ1_S: the boundaries, the sign of the shift and the scale of the group of n sorted values."""
+    """IQ1_S: the boundaries, the sign of the shift and the scale of the group of n sorted values.
+
+    Returns `high`, or 0 where the weights leave no choice.
+    """
     sum_x, sum_w = number(0), number(0)
     store_f32x16(scratch + SUM_X, sum_x)
     store_f32x16(scratch + SUM_W, sum_w)
@@ -108,11 +120,7 @@ def split_in_three(scratch, n, high):
         sum_x, sum_w = add(sum_x, mul(u, load_f32x16(scratch + SORTED + ROW * i))), add(sum_w, u)
         store_f32x16(scratch + SUM_X + ROW * (i + 1), sum_x)
         store_f32x16(scratch + SUM_W + ROW * (i + 1), sum_w)
-    for row in (FIRST, SECOND):
-        store_f32x16(scratch + row, number(0))
-    store_f32x16(scratch + SIGN, number(1))
-    store_f32x16(scratch + SCALE, high)
-    best = number(-3.4028234663852886e38)
+    best = begin_split(scratch, 1, high)
     one = f32(1)
     for first in range(n + 1):
         x1, w1 = load_f32x16(scratch + SUM_X + ROW * first), load_f32x16(scratch + SUM_W + ROW * first)
@@ -125,6 +133,7 @@ def split_in_three(scratch, n, high):
                 sum_q2 = add(add(mul(mul(w1, number(q0)), number(q0)), mul(mul(bw, number(q1)), number(q1))),
                              mul(mul(cw, number(q2)), number(q2)))  # fmt: skip
                 best = keep_better(scratch, three(x1, bx, cx, q0, q1, q2), sum_q2, first, second, sign, best)
+    return select_lt(best, number(0), number(0), high)
 
 
 @function
@@ -242,7 +251,7 @@ def iq1_s(src, kind, importance, n_row, out, scratch, n_blocks, codes, neighbour
             weigh_by_importance(x, scratch + IMPORTANCE + ROW * 32 * j, 32, variance, scratch + W)
             high = largest_size(x, 32)
             sort(scratch, x, 32)
-            split_in_three(scratch, 32, high)
+            high = split_in_three(scratch, 32, high)
             finish_group(scratch, x, 32, high, 1e-12, j, codes, neighbours, vectors)
         put_half(scratch, 0, mul(whole_scales(scratch + S, 8, 15, 7), number(1.125)))
         for k in range(32):
@@ -258,67 +267,60 @@ def iq1_s(src, kind, importance, n_row, out, scratch, n_blocks, codes, neighbour
         give(scratch, 50, out, block, n_blocks)
 
 
-TERMS_X, TERMS_W = BYTES, Q + 64 * ROW  # 192 each: w * x * q and w * q², for 3 digits, 4 choices of shifts, 16 values
-BASE, MIDDLE, TAIL = (W + (208 + 8 * i) * ROW for i in range(3))  # 8 each: both sums for each choice, so far
+SUMS_OF_HALF = 17 * ROW  # bytes: at SUM_X and SUM_W for each half of a group of 16
+BASE, MIDDLE = (W + (208 + i) * ROW for i in range(2))  # a float for each lane
 
 
 @function
-def prepare_terms(scratch):
-    """What each sorted value adds to the sums, whichever digit it gets and whichever half of the group it is in."""
-    half = number(7.5)
-    for j in range(16):
-        v, u = load_f32x16(scratch + SORTED + ROW * j), load_f32x16(scratch + SORTED_W + ROW * j)
-        place = to_f32(load_i32x16(scratch + ORDER + ROW * j))
-        for digit in range(3):
-            up, down = number(level(digit, SHIFT)), number(level(digit, -SHIFT))
-            up_w, down_w = mul(u, up), mul(u, down)
-            up_x, down_x, up_w, down_w = mul(up_w, v), mul(down_w, v), mul(up_w, up), mul(down_w, down)
-            at = scratch + ROW * (64 * digit + j)
-            store_f32x16(at + TERMS_X, up_x)
-            store_f32x16(at + TERMS_X + ROW * 16, select_lt(place, half, up_x, down_x))
-            store_f32x16(at + TERMS_X + ROW * 32, select_lt(place, half, down_x, up_x))
-            store_f32x16(at + TERMS_X + ROW * 48, down_x)
-            store_f32x16(at + TERMS_W, up_w)
-            store_f32x16(at + TERMS_W + ROW * 16, select_lt(place, half, up_w, down_w))
-            store_f32x16(at + TERMS_W + ROW * 32, select_lt(place, half, down_w, up_w))
-            store_f32x16(at + TERMS_W + ROW * 48, down_w)
+def sum_halves(scratch):
+    """The sums of w * x and of w up to each place of the sorted values, for either half of the group alone."""
+    middle = number(7.5)
+    x0 = w0 = x1 = w1 = number(0)
+    for j in range(17):
+        store_f32x16(scratch + SUM_X + ROW * j, x0)
+        store_f32x16(scratch + SUM_W + ROW * j, w0)
+        store_f32x16(scratch + SUM_X + SUMS_OF_HALF + ROW * j, x1)
+        store_f32x16(scratch + SUM_W + SUMS_OF_HALF + ROW * j, w1)
+        if j < 16:
+            w = load_f32x16(scratch + SORTED_W + ROW * j)
+            x = mul(w, load_f32x16(scratch + SORTED + ROW * j))
+            place = to_f32(load_i32x16(scratch + ORDER + ROW * j))
+            x0, x1 = select_lt(place, middle, add(x0, x), x0), select_lt(place, middle, x1, add(x1, x))
+            w0, w1 = select_lt(place, middle, add(w0, w), w0), select_lt(place, middle, w1, add(w1, w))
 
 
 @function
-def add_terms(scratch, digit, first, last, before, after):
-    """The 8 sums at `before` plus the terms of values first .. last - 1, to `after`."""
-    for k in range(4):
-        x, w = load_f32x16(scratch + before + ROW * k), load_f32x16(scratch + before + ROW * (4 + k))
-        at = scratch + ROW * (64 * digit + 16 * k)
-        for j in range(first, last):
-            x = add(x, load_f32x16(at + TERMS_X + ROW * j))
-            w = add(w, load_f32x16(at + TERMS_W + ROW * j))
-        store_f32x16(scratch + after + ROW * k, x)
-        store_f32x16(scratch + after + ROW * (4 + k), w)
+def sums_of_half(scratch, half, first, second, shift):
+    """The sums of w * x * q and of w * q² of one half: all as its upper level, less what lies below the boundaries."""
+    x, w = scratch + SUM_X + SUMS_OF_HALF * half, scratch + SUM_W + SUMS_OF_HALF * half
+    low, middle, high = level(0, shift), level(1, shift), level(2, shift)
+    below = add(load_f32x16(x + ROW * first), load_f32x16(x + ROW * second))
+    sum_qx = sub(mul(load_f32x16(x + ROW * 16), number(high)), below)
+    sum_q2 = mul(mul(load_f32x16(w + ROW * 16), number(high)), number(high))
+    sum_q2 = add(sum_q2, mul(load_f32x16(w + ROW * first), number(low * low - middle * middle)))
+    sum_q2 = add(sum_q2, mul(load_f32x16(w + ROW * second), number(middle * middle - high * high)))
+    return sum_qx, sum_q2
 
 
 @function
 def split_two_halves(scratch, high):
-    """IQ1_M: the boundaries, the signs of both shifts (see shift_of) and the scale of the 16 sorted values."""
-    prepare_terms(scratch)
-    for k in range(8):
-        store_f32x16(scratch + BASE + ROW * k, number(0))
-    for row in (FIRST, SECOND):
-        store_f32x16(scratch + row, number(0))
-    store_f32x16(scratch + SIGN, number(2))
-    store_f32x16(scratch + SCALE, high)
-    best = number(-3.4028234663852886e38)
+    """IQ1_M: the boundaries, the signs of both shifts (see shift_of) and the scale of the 16 sorted values.
+
+    Returns `high`, or 0 where the weights leave no choice.
+    """
+    sum_halves(scratch)
+    best = begin_split(scratch, 2, high)
     for first in range(17):
-        if first > 0:
-            add_terms(scratch, 0, first - 1, first, BASE, BASE)
-        add_terms(scratch, 1, 0, 0, BASE, MIDDLE)
         for second in range(first, 17):
-            if second > first:
-                add_terms(scratch, 1, second - 1, second, MIDDLE, MIDDLE)
-            add_terms(scratch, 2, second, 16, MIDDLE, TAIL)
-            for k in range(4):
-                sum_qx, sum_q2 = load_f32x16(scratch + TAIL + ROW * k), load_f32x16(scratch + TAIL + ROW * (4 + k))
-                best = keep_better(scratch, sum_qx, sum_q2, first, second, 2 + k, best)
+            up_x0, up_w0 = sums_of_half(scratch, 0, first, second, SHIFT)
+            up_x1, up_w1 = sums_of_half(scratch, 1, first, second, SHIFT)
+            down_x0, down_w0 = sums_of_half(scratch, 0, first, second, -SHIFT)
+            down_x1, down_w1 = sums_of_half(scratch, 1, first, second, -SHIFT)
+            best = keep_better(scratch, add(up_x0, up_x1), add(up_w0, up_w1), first, second, 2, best)
+            best = keep_better(scratch, add(up_x0, down_x1), add(up_w0, down_w1), first, second, 3, best)
+            best = keep_better(scratch, add(down_x0, up_x1), add(down_w0, up_w1), first, second, 4, best)
+            best = keep_better(scratch, add(down_x0, down_x1), add(down_w0, down_w1), first, second, 5, best)
+    return select_lt(best, number(0), number(0), high)
 
 
 @function
@@ -364,7 +366,7 @@ def iq1_m(src, kind, importance, n_row, out, scratch, n_blocks, codes, neighbour
             weigh(scratch, x, j, importance, variance)
             high = largest_size(x, 16)
             sort(scratch, x, 16)
-            split_two_halves(scratch, high)
+            high = split_two_halves(scratch, high)
             finish_group(scratch, x, 16, high, 1e-7, j, codes, neighbours, vectors)
         d = whole_scales(scratch + S, 16, 15, 7)
         best = best_scale(scratch, importance, variance, vectors)
