@@ -28,7 +28,7 @@ from qllama.quant.encoders.vectors import (
     roots,
     whole_scales,
 )
-from qllama.simd import add, div, field_i32, load_f32x16, load_i32x16, mul, store_f32x16
+from qllama.simd import add, div, field_i32, load_f32x16, load_i32x16, mul, select_lt, store_f32x16
 
 BIT = 1.401298464324817e-45  # the smallest float32
 
@@ -57,6 +57,7 @@ def fit_group(scratch, group, n, width, levels, even, reach, step, again, empty,
     if again == 2:  # the range is that of a scale which is searched first
         scale = fit_positive(x, scratch + W, n, levels + 1, scratch + DIGITS)
         top = mul(scale, number(levels))
+        high = select_lt(number(0), top, high, number(0))
     scale = fit_vectors(scratch, x, n, width, levels, top, scale, reach, step, again, codes_at, codes, neighbours,
                         vectors)  # fmt: skip
     finish_group(scratch, scale, high, empty, n // 8, signs, n // width, codes_at, scratch + S + ROW * group)

@@ -84,7 +84,8 @@ def fit_levels(x, w):
             sum_qx, sum_q2 = add(sum_qx, mul(uq, v)), add(sum_q2, mul(uq, q))
         a = div(sum_qx, sum_q2)
         if trial == -8:
-            scale, best = a, mul(a, sum_qx)
+            scale = select_lt(zero, sum_q2, a, zero)
+            best = mul(scale, sum_qx)
             continue
         squared = select_lt(zero, sum_q2, mul(sum_qx, sum_qx), number(-np.inf))
         bar = mul(best, sum_q2)

@@ -144,7 +144,8 @@ def fit_vectors(scratch, x, n, width, levels, top, scale, reach, step, again, co
     """
     zero, half, w = number(0), number(0.5), scratch + W
     best = zero
-    digits_of(x, n, div(number(2 * levels - 1), top), levels - 1, scratch + DIGITS)  # for sums too small to compare
+    for i in range(n):
+        store_f32x16(scratch + DIGITS + ROW * i, zero)  # for weights that are all 0
     for k in range(n // width):
         store_f32x16(scratch + ON_GRID + ROW * k, number(1) if again == 1 else zero)
     for s in range(-reach, reach + 1):
