@@ -13,8 +13,17 @@ SCRATCH = 3 << 15  # bytes of memory that a call needs; `encoders/blocks.py` div
 
 
 def prepare(type_names: Iterable[str], progress: Callable[[int, int], None] | None = None) -> None:
-    """Compile and load the encoders of the types, unless they are; see `jit.load`."""
-    jit.load([_kernel(name) for name in type_names], progress)
+    """Compile and load the encoders of the types and make their tables, unless that is done; see `jit.load`."""
+    kernels = {name: _kernel(name) for name in type_names}
+    loaded = jit.load(list(kernels.values()), progress)
+    for name, kernel in kernels.items():
+        if _searches(loaded[kernel]):
+            grids.search(name)
+
+
+def _searches(kernel: jit.Kernel) -> bool:
+    """Whether it needs tables of vectors."""
+    return "codes" in dict(kernel.fields)
 
 
 def _kernel(type_name: str) -> str:
@@ -37,8 +46,7 @@ def encode(rows: np.ndarray, type_name: str, block: int, importance: np.ndarray 
         "scratch": scratch.ctypes.data,
         "n_blocks": rows.size // block,
     }
-    # Held until the kernel is done: two threads may both make a table, and the cache keeps only one of them alive.
-    tables = grids.search(type_name)._asdict() if "codes" in dict(kernel.fields) else {}
+    tables = grids.search(type_name)._asdict() if _searches(kernel) else {}
     values |= {name: array.ctypes.data for name, array in tables.items()}
     arguments = np.zeros(jit.FIELDS + len(kernel.fields), np.int64)
     arguments[jit.FIELDS :] = [values[name] for name, _ in kernel.fields]
