@@ -48,6 +48,13 @@ class NewTensor:
         return prod(self.shape) // self.type.block * self.type.nbytes
 
 
+def trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without dimensions of 1 at its end: what ggml makes of a shape when it writes what it read."""
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
 @dataclass(frozen=True)
 class Head:
     """What comes before the tensors, padded. The data of a tensor is `padding` zeros longer than its blocks."""

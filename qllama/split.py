@@ -8,7 +8,7 @@ from qllama.atomic import OutputFiles
 from qllama.errors import InputError
 from qllama.ggml import GGMLType
 from qllama.gguf import GGUF, TensorInfo
-from qllama.gguf_writer import ALIGNMENT, Entry, Head, NewTensor, entries, head
+from qllama.gguf_writer import ALIGNMENT, Entry, Head, NewTensor, entries, head, trimmed
 
 MAX_TENSORS = 128  # of a part, when nothing else is asked for
 PIECE = 32 << 20  # bytes copied at a time
@@ -117,5 +117,5 @@ def _alignment(metadata: dict[str, Entry]) -> dict[str, Entry]:
 
 
 def _head(metadata: dict[str, Entry], tensors: Sequence[TensorInfo]) -> Head:
-    types: list[tuple[str, tuple[int, ...], GGMLType]] = [(t.name, t.shape, t.type) for t in tensors]
+    types: list[tuple[str, tuple[int, ...], GGMLType]] = [(t.name, trimmed(t.shape), t.type) for t in tensors]
     return head(metadata, [NewTensor(*t) for t in types])

@@ -198,10 +198,10 @@ def fallback(type_name: str, name: str, n: int) -> str:
     """`type_name`, or what stands for it where rows of `n` are not whole blocks. InputError when nothing does."""
     if n % BY_NAME[type_name].block == 0:
         return type_name
-    if type_name not in FALLBACK:
-        block = BY_NAME[type_name].block
+    block = BY_NAME[type_name].block
+    if type_name not in FALLBACK and block > 32:
         raise InputError(f"{printable(name)}: rows of {n} values, {type_name} needs a multiple of {block}")
-    second = FALLBACK[type_name]
+    second = FALLBACK.get(type_name, type_name)
     return second if n % BY_NAME[second].block == 0 else "F16"
 
 

@@ -106,6 +106,9 @@ def test_experts_of_layers_without_a_number_are_refused():
 
 def test_rows_that_do_not_divide():
     assert fallback("Q6_K", "a", 96) == "Q8_0" and fallback("Q6_K", "a", 100) == "F16"
+    assert fallback("Q8_0", "a", 80) == "F16"
+    with pytest.raises(InputError, match="rows of 80 values, Q1_0 needs a multiple of 128"):
+        fallback("Q1_0", "a", 80)
     assert fallback("IQ2_XS", "a", 96) == "IQ4_NL" and fallback("Q4_K", "a", 256) == "Q4_K"
 
 

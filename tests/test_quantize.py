@@ -74,6 +74,27 @@ def test_the_whole_file_of_llama_quantize(tmp_path):
         assert out.read_bytes() == shared(f"models/books-5m-{file_type}.gguf").read_bytes()
 
 
+# What llama.cpp's llama_model_quantize makes of models of these architectures: the first digits of the file's SHA-256.
+WHOLE_FILES = """
+qwen2moe Q4_K_M 0ee3ee10b612db8d
+qwen2moe Q8_0 20202d49eb4eaee8
+llama4 Q4_0 58e59887d1cd8c4a
+gptneox COPY 8b32e082e9205ec0
+deepseek3 Q4_0 c5ade342439440d8
+gpt-oss MXFP4_MOE 925634c51d661b83
+gemma3 IQ3_M f1a0c92a5364138a
+mistral-nemo-headdim TQ1_0 bd5264f62e5497ba
+"""
+
+
+@pytest.mark.parametrize("line", WHOLE_FILES.strip().split("\n"))
+def test_whole_files_of_many_architectures(tmp_path, line):
+    """Trailing dimensions of 1, rows of 8 to 80 values, a file that does not say its type, experts of MXFP4."""
+    name, file_type, expected = line.split()
+    quantized(shared(f"oracles/models/{name}.gguf"), tmp_path / "o", file_type)
+    assert hashlib.sha256((tmp_path / "o").read_bytes()).hexdigest()[:16] == expected
+
+
 def test_metadata_of_an_importance_matrix(tmp_path):
     imatrix = load_imatrix(shared("oracles/quant/q256.imatrix.gguf"))
     quantized(shared("oracles/quant/q256.gguf"), tmp_path / "o", "Q8_0", imatrix=imatrix)

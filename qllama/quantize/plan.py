@@ -1,12 +1,13 @@
 """What quantizing a model will do, before it is done: each tensor's new type, the new metadata, the exact sizes."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qllama.errors import FileError, InputError, printable
 from qllama.ggml import BY_NAME
-from qllama.gguf_writer import Entry, Head, NewTensor, head
+from qllama.gguf_writer import Entry, Head, NewTensor, head, trimmed
 from qllama.imatrix import ImportanceMatrix
 from qllama.metadata import INTEGERS, ArrayValue
 from qllama.quant import mixes
@@ -15,6 +16,7 @@ from qllama.split import split_keys
 
 QUANTIZATION_VERSION = 2  # of the block formats
 FLOATS = ("F32", "F16", "BF16")
+GUESSED = 1024  # added to a file type that no key gave
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class _Types:
         if wanted != found and found not in FLOATS and not self.options.allow_requantize:
             needed = "F32, F16 or BF16; --allow-requantize makes it lose twice"
             raise FileError(self.path, f"is {found}, needed {needed}", "tensor", name)
-        target = NewTensor(name, tensor.shape, BY_NAME[wanted])
+        target = NewTensor(name, trimmed(tensor.shape), BY_NAME[wanted])
         return Step(tensor, target, fell_back, self._needs_imatrix(name, wanted, found))
 
     def _needs_imatrix(self, name: str, wanted: str, found: str) -> bool:
@@ -223,8 +225,8 @@ def _metadata(source: Source, file_type: str, options: Options, imatrix: Importa
     new: dict[str, Entry] = {"general.quantization_version": ("u32", QUANTIZATION_VERSION)}
     if file_type != mixes.COPY:
         new["general.file_type"] = ("u32", mixes.FILE_TYPES[file_type].id)
-    elif "general.file_type" in source.metadata:
-        new["general.file_type"] = source.metadata["general.file_type"]
+    else:
+        new["general.file_type"] = source.metadata.get("general.file_type") or ("u32", _guessed(source.tensors))
     new |= _overrides(options.override_kv)
     if imatrix is not None:
         new["quantize.imatrix.file"] = ("str", imatrix.path)
@@ -235,6 +237,17 @@ def _metadata(source: Source, file_type: str, options: Options, imatrix: Importa
             new["quantize.imatrix.chunks_count"] = ("u32", imatrix.n_chunks)
     kept = {k: v for k, v in source.metadata.items() if k not in new and not k.startswith("split.")}
     return kept | new
+
+
+def _guessed(tensors: Sequence[SourceTensor]) -> int:
+    """The file type that llama.cpp takes a file for which does not say: by the type that most of its tensors have."""
+    counts: Counter[str] = Counter()
+    most = "F32"
+    for tensor in sorted(tensors, key=lambda t: _order(t.name)):
+        counts[tensor.type.name] += 1
+        most = max(most, tensor.type.name, key=counts.__getitem__)
+    named = (mixes.FILE_TYPES.get(name) for name in (most, f"{most}_M", "F32"))
+    return GUESSED + next(found.id for found in named if found)
 
 
 def _heads(metadata: dict[str, Entry], steps: Sequence[Step], n_parts: int, keep_split: bool) -> list[Head]:
