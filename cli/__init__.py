@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from qllama import __version__
+from qllama import __version__, sigbus
 from qllama.errors import QllamaError, printable
 
 # command: what `qllama --help` says of it. Each is `command` in the file of the same name.
@@ -73,6 +73,7 @@ def fail(message: str, code: int) -> int:
 
 def main(args: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0, 2 bad usage or input, 1 other errors, 130 after Ctrl-C, 141 on a broken pipe."""
+    sigbus.install()
     sys.exit(_main(args))
 
 
@@ -100,7 +101,7 @@ def _main(args: list[str] | None) -> int:
     except MemoryError:
         return fail("out of memory", 1)
     except OSError as error:
-        return fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+        return fail(f"{error.filename or 'writing the output'}: {error.strerror or error}", 1)
     except Exception as error:
         if os.environ.get("QLLAMA_TRACEBACK"):
             raise

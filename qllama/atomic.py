@@ -33,6 +33,7 @@ class OutputFiles:
         self.files: list[BinaryIO] = []
         self._names = [f"{_prefix(path)}{os.getpid()}" for path in self.paths]
         inputs = list(inputs)
+        self._inputs = {os.fspath(path): file_status(path) for path in inputs}
         for path in self.paths:
             _check_target(path, inputs, force)
             _remove_stale(path)
@@ -50,15 +51,29 @@ class OutputFiles:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
             if kind is None:
-                for file in self.files:
-                    file.flush()
-                    os.fsync(file.fileno())
-                for name, path in zip(self._names, self.paths, strict=True):
-                    os.replace(name, path)
-                for folder in {os.path.dirname(path) for path in self.paths}:
-                    _sync_folder(folder)
+                self._finish()
+            elif isinstance(error, OSError) and error.filename is None:  # of a write: a full disk, a limit
+                raise self._failed(error) from error
         finally:
             self._discard()
+
+    def _finish(self) -> None:
+        for path, status in self._inputs.items():
+            if file_status(path) != status:
+                raise FileError(path, "was changed by another program while it was read")
+        try:
+            for file in self.files:
+                file.flush()
+                os.fsync(file.fileno())
+            for name, path in zip(self._names, self.paths, strict=True):
+                os.replace(name, path)
+        except OSError as error:
+            raise self._failed(error) from error
+        for folder in {os.path.dirname(path) for path in self.paths}:
+            _sync_folder(folder)
+
+    def _failed(self, error: OSError) -> FileError:
+        return FileError(self.paths[0], f"cannot be written: {error.strerror or error}")
 
     def _discard(self) -> None:
         """Close the files and remove those that were not renamed."""
@@ -76,6 +91,15 @@ def write_file(path: Path, chunks: Iterable[bytes], nbytes: int, inputs: Iterabl
     with OutputFiles([path], [nbytes], inputs, force) as out:
         for chunk in chunks:
             out.files[0].write(chunk)
+
+
+def file_status(file: Path | int) -> tuple[int, ...] | None:
+    """Device, inode, size and time of writing of a file, by path or handle; None when it cannot be asked for."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def same_file(a: Path, b: Path) -> bool:

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from qllama import sigbus
+from qllama.atomic import file_status
 from qllama.errors import FileError, printable
 from qllama.ggml import REMOVED, TYPES, GGMLType
 from qllama.metadata import SCALARS, ArrayValue, Metadata, Value, short
@@ -75,6 +77,7 @@ class Part:
     path: str
     buffer: mmap.mmap
     nbytes: int
+    status: tuple[int, ...] = ()  # what tells whether it was written to since: see file_status
 
 
 @dataclass
@@ -114,6 +117,13 @@ class GGUF:
         if last > first:
             buffer.madvise(mmap.MADV_DONTNEED, first, last - first)
 
+    def check_unchanged(self) -> None:
+        """Raises FileError when a file was written to since it was opened: what was read may be of both."""
+        for part in self.parts:
+            now = file_status(part.path)
+            if now is not None and now[:2] == part.status[:2] and now != part.status:
+                raise FileError(part.path, "was changed by another program while it was read")
+
     def close(self) -> None:
         """Unmap the files. One whose bytes are still viewed as an array is unmapped with its last view."""
         for part in self.parts:
@@ -148,16 +158,17 @@ def open_gguf(path: str | os.PathLike[str], override_kv: Mapping[str, int | floa
 
 
 def _open_part(path: str) -> GGUF:
-    buffer = _map(path)
+    buffer, status = _map(path)
     try:
-        return _Reader(path, buffer).read()
+        gguf = _Reader(path, buffer).read()
+        return replace(gguf, parts=[replace(part, status=status) for part in gguf.parts])
     except BaseException:
         buffer.close()
         raise
 
 
-def _map(path: str) -> mmap.mmap:
-    """The whole file, mapped read-only; FileError for what is not a regular file with something in it."""
+def _map(path: str) -> tuple[mmap.mmap, tuple[int, ...]]:
+    """The whole file, mapped read-only, and its status; FileError for what is not a regular file with bytes in it."""
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
         handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO would block
@@ -168,7 +179,8 @@ def _map(path: str) -> mmap.mmap:
                 raise FileError(path, "is a directory" if is_dir else "is not a regular file")
             if status.st_size == 0:
                 raise FileError(path, "the file is empty")
-            return mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
+            sigbus.watch(path)
+            return mmap.mmap(handle, 0, access=mmap.ACCESS_READ), file_status(handle) or ()
         finally:
             os.close(handle)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
@@ -376,6 +388,7 @@ def _open_split(opened: GGUF, n_parts: int) -> GGUF:
         for index, path in enumerate(_part_paths(opened, n_parts)):
             files.append(opened if path == opened.path else undo.enter_context(_open_part(path)))
             _check_part(files[-1], index, files[0], n_parts)
+        sigbus.watch(f"{opened.path}, or another of its parts,")
         merged = _merge(files)
         undo.pop_all()
     return merged

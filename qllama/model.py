@@ -14,6 +14,7 @@ import numpy as np
 from qllama import cpu, jit, tuned, weights
 from qllama.activations import Collector
 from qllama.arch import ARCHS
+from qllama.atomic import file_status
 from qllama.builder import Builder, Tensors
 from qllama.errors import FileError, InputError, printable
 from qllama.gguf import GGUF, open_gguf
@@ -156,6 +157,8 @@ class Model:
             weakref.finalize(self, self.team.close)  # threads would outlive a model that nobody closed
             packed = list(declared.tensors.weights.values())
             self._memory = weights.pack(gguf, packed, self.team, progress.weights)
+            gguf.check_unchanged()
+            self._files = {part.path: part.status for part in gguf.parts}
             self.path, self.hparams, self.warnings = gguf.path, declared.hparams, declared.warnings
         if n_threads > cpu.processors():
             self.warnings.append(f"{n_threads} threads on {cpu.processors()} processors are slower than fewer")
@@ -211,6 +214,13 @@ class Model:
                 at = first + len(batch) - wanted - (len(ids) - n_out)
                 logits[at : at + wanted] = self._bound.view("logits", wanted)
         return logits
+
+    def changed_files(self) -> list[str]:
+        """Files that are not any more what was loaded; each is told once. The model in memory stays as it was."""
+        changed = [path for path, status in self._files.items() if file_status(path) != status]
+        for path in changed:
+            del self._files[path]
+        return changed
 
     def reusable(self, tokens: Sequence[int]) -> int:
         """How many of the first of `tokens` need not be run again; not the last one, whose logits are wanted."""

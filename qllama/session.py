@@ -67,6 +67,8 @@ class Session:
 
     def ask(self, text: str) -> Iterator[Piece]:
         """The answer to `text`, in pieces. Raises ContextFull, before anything is said, when it does not fit."""
+        for path in self.llm.model.changed_files():
+            self.history.warnings.append(f"{path} has changed; what was loaded of it goes on answering")
         if self.unanswered:  # templates want turns to alternate
             self.history.add({"role": "assistant", "content": "", "finish": "killed"})
         message = {"role": "user", "content": text}

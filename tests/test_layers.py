@@ -31,7 +31,7 @@ LAYERS = [
     "qllama.simd",
     "qllama.tuned",
     "qllama.atomic",
-    "qllama.cpu",
+    "qllama.cpu qllama.sigbus",
     "qllama.errors qllama.ggml qllama.grids",
 ]
 HEIGHT = {name: -i for i, layer in enumerate(LAYERS) for name in layer.split()}

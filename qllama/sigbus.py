@@ -1,0 +1,70 @@
+"""One line instead of a crash when a mapped file loses its bytes: another program cut it off, or its disk failed.
+
+The system sends SIGBUS to the instruction that reads such a page. No Python can run then, so the handler is machine
+code that writes a line made beforehand and ends the process. Only a program of our own may do so: `install` is called
+by the command line, never by the library.
+"""
+
+import ctypes
+import signal
+import sys
+from typing import Any
+
+from qllama.errors import printable
+
+MAX_TEXT = 8192  # bytes
+
+_HANDLER = """
+define void @on_sigbus(i32 %signal) {{
+  %n = load i64, ptr inttoptr (i64 {length} to ptr)
+  %done = call i64 inttoptr (i64 {write} to ptr)(i32 2, ptr inttoptr (i64 {text} to ptr), i64 %n)
+  call void inttoptr (i64 {leave} to ptr)(i32 2)
+  ret void
+}}
+"""
+
+_wanted = False
+_text, _length = ctypes.create_string_buffer(MAX_TEXT), ctypes.c_int64(0)
+_engine: Any = None  # which owns the handler's code
+
+
+def install() -> None:
+    """End this process with one line on stderr and exit code 2 on SIGBUS, from the first `watch` on."""
+    global _wanted
+    _wanted = hasattr(signal, "SIGBUS") and sys.platform != "win32"
+
+
+def watch(files: str) -> None:
+    """Name what is mapped now, as the line will."""
+    if not _wanted:
+        return
+    line = f"qllama: error: {printable(files)}: was cut off while it was read, or its disk failed\n"
+    raw = line.encode(errors="replace")[:MAX_TEXT]
+    _length.value = 0
+    ctypes.memmove(_text, raw, len(raw))
+    _length.value = len(raw)
+    if _engine is None:
+        _take_signal()
+
+
+def _take_signal() -> None:
+    global _engine
+    from llvmlite import binding
+
+    libc = ctypes.CDLL(None)
+    source = _HANDLER.format(
+        length=ctypes.addressof(_length), text=ctypes.addressof(_text), write=_address(libc.write),
+        leave=_address(libc._exit),
+    )  # fmt: skip
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_default_triple().create_target_machine(jit=True)
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(source), machine)
+    engine.finalize_object()
+    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+    libc.signal(signal.SIGBUS, engine.get_function_address("on_sigbus"))
+    _engine = engine
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
