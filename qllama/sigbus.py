@@ -14,9 +14,15 @@ from qllama.errors import printable
 
 MAX_TEXT = 8192  # bytes
 
+# Several threads may come at once: the first takes the line's length and leaves none, the others wait for its end.
 _HANDLER = """
 define void @on_sigbus(i32 %signal) {{
-  %n = load i64, ptr inttoptr (i64 {length} to ptr)
+  br label %again
+again:
+  %n = atomicrmw xchg ptr inttoptr (i64 {length} to ptr), i64 0 seq_cst
+  %first = icmp ne i64 %n, 0
+  br i1 %first, label %tell, label %again
+tell:
   %done = call i64 inttoptr (i64 {write} to ptr)(i32 2, ptr inttoptr (i64 {text} to ptr), i64 %n)
   call void inttoptr (i64 {leave} to ptr)(i32 2)
   ret void
@@ -40,7 +46,6 @@ def watch(files: str) -> None:
         return
     line = f"qllama: error: {printable(files)}: was cut off while it was read, or its disk failed\n"
     raw = line.encode(errors="replace")[:MAX_TEXT]
-    _length.value = 0
     ctypes.memmove(_text, raw, len(raw))
     _length.value = len(raw)
     if _engine is None:
