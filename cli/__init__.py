@@ -71,6 +71,13 @@ def fail(message: str, code: int) -> int:
     return code
 
 
+def _first(error: BaseException) -> BaseException:
+    """The error that led to this one."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return error
+
+
 def main(args: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0, 2 bad usage or input, 1 other errors, 130 after Ctrl-C, 141 on a broken pipe."""
     sigbus.install()
@@ -100,7 +107,11 @@ def _main(args: list[str] | None) -> int:
         return 141
     except MemoryError:
         return fail("out of memory", 1)
+    except ImportError as error:
+        return fail(f"a library cannot be loaded: {_first(error)}", 1)
     except OSError as error:
+        if error.errno is None:
+            return fail(f"a library cannot be loaded: {_first(error)}", 1)
         return fail(f"{error.filename or 'writing the output'}: {error.strerror or error}", 1)
     except Exception as error:
         if os.environ.get("QLLAMA_TRACEBACK"):

@@ -1,5 +1,6 @@
 """Loading a model for a command: progress and warnings on stderr, one line each."""
 
+import contextlib
 import logging
 import shutil
 import sys
@@ -70,7 +71,8 @@ class Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if sys.stderr is not None:
-            print(f"qllama: warning: {printable(record.getMessage())}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # a full disk is no reason not to run
+                print(f"qllama: warning: {printable(record.getMessage())}", file=sys.stderr, flush=True)
 
 
 def show_warnings() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from qllama.errors import InputError
+from qllama.errors import InputError, QllamaError
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,8 @@ def max_threads() -> int:
 
 # ---- memory
 
+LLVM_MEMORY = 16 << 20  # bytes
+
 
 def _meminfo() -> int:
     try:
@@ -221,12 +223,26 @@ def _meminfo() -> int:
         return 1 << 62  # unknown: the allocation itself will tell
 
 
+def _address_space() -> int:
+    """Bytes that `ulimit -v` leaves."""
+    try:
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit == resource.RLIM_INFINITY:
+            return 1 << 62
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+    except (ImportError, AttributeError, ValueError, OSError):  # no such limit, or nobody says what is in use
+        return 1 << 62
+    return max(0, limit - used)
+
+
 def available_memory() -> int:
-    """Bytes this process may still take: the system's estimate, capped by each cgroup's limit less its use.
+    """Bytes this process may still take: the system's estimate, capped by limits (ulimit -v, cgroups) less their use.
 
     Pages of files that a cgroup holds in its cache count as free, as the kernel gives them back.
     """
-    best = _meminfo()
+    best = min(_meminfo(), _address_space())
     for d in _cgroups():
         limit, used = _number(d / "memory.max"), _number(d / "memory.current")
         if limit is None:
@@ -234,6 +250,13 @@ def available_memory() -> int:
         if limit is not None and used is not None:
             best = min(best, limit - used + _file_pages(d))
     return max(0, best)
+
+
+def check_memory() -> None:
+    """Raises QllamaError when there is too little memory for LLVM, which would end the process without a reason."""
+    free = available_memory()
+    if free < LLVM_MEMORY:
+        raise QllamaError(f"out of memory: {free} bytes are left, loading kernels needs {LLVM_MEMORY}")
 
 
 def _file_pages(cgroup: Path) -> int:

@@ -160,6 +160,7 @@ def open_gguf(path: str | os.PathLike[str], override_kv: Mapping[str, int | floa
 def _open_part(path: str) -> GGUF:
     buffer, status = _map(path)
     try:
+        sigbus.watch(path)
         gguf = _Reader(path, buffer).read()
         return replace(gguf, parts=[replace(part, status=status) for part in gguf.parts])
     except BaseException:
@@ -179,7 +180,6 @@ def _map(path: str) -> tuple[mmap.mmap, tuple[int, ...]]:
                 raise FileError(path, "is a directory" if is_dir else "is not a regular file")
             if status.st_size == 0:
                 raise FileError(path, "the file is empty")
-            sigbus.watch(path)
             return mmap.mmap(handle, 0, access=mmap.ACCESS_READ), file_status(handle) or ()
         finally:
             os.close(handle)

@@ -352,6 +352,7 @@ def _keep(code: Code) -> bool:
 
 @cache
 def _engine() -> Any:
+    cpu.check_memory()
     from llvmlite import binding
 
     binding.initialize_native_target()

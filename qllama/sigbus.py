@@ -10,6 +10,7 @@ import signal
 import sys
 from typing import Any
 
+from qllama import cpu
 from qllama.errors import printable
 
 MAX_TEXT = 8192  # bytes
@@ -54,6 +55,7 @@ def watch(files: str) -> None:
 
 def _take_signal() -> None:
     global _engine
+    cpu.check_memory()
     from llvmlite import binding
 
     libc = ctypes.CDLL(None)

@@ -30,8 +30,8 @@ LAYERS = [
     "qllama.jit",
     "qllama.simd",
     "qllama.tuned",
-    "qllama.atomic",
-    "qllama.cpu qllama.sigbus",
+    "qllama.atomic qllama.sigbus",
+    "qllama.cpu",
     "qllama.errors qllama.ggml qllama.grids",
 ]
 HEIGHT = {name: -i for i, layer in enumerate(LAYERS) for name in layer.split()}

@@ -7,40 +7,12 @@ from pathlib import Path
 
 import pytest
 from conftest import shared
+from fault_probe import hostile
 
 from qllama.atomic import OutputFiles
 from qllama.errors import FileError
 from qllama.llm import LLM
 from qllama.session import Session
-
-# The command line, with a file cut to one page or written to at a given call.
-PROBE = """
-import os, sys
-from qllama import gguf
-from qllama.cli import main
-what, path, call = sys.argv[1:4]
-module, name = call.rsplit(":", 1)
-place = __import__(module, fromlist=["x"])
-for part in name.split(".")[:-1]:
-    place = getattr(place, part)
-name = name.split(".")[-1]
-function = getattr(place, name)
-def hostile(*args, **kwargs):
-    if what == "cut":
-        os.truncate(path, 4096)
-    else:
-        with open(path, "r+b") as file:
-            file.seek(-4, 2); file.write(b"0000")
-        os.utime(path, (1, 1))
-    return function(*args, **kwargs)
-setattr(place, name, hostile)
-main(sys.argv[4:])
-"""
-
-
-def hostile(what: str, path: Path, call: str, *args: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", PROBE, what, str(path), call, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
 
 
 @pytest.fixture
@@ -56,7 +28,7 @@ def writable(model) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be cut off there")
 @pytest.mark.parametrize("what", ["cut", "write"])
 def test_while_the_weights_are_read(model, what) -> None:
-    result = hostile(what, model, "qllama.weights:_pack_one", "run", model, "-p", "a", "-n", 1, "-q")
+    result = hostile(f"{what}:{model}", "qllama.weights:_pack_one", "run", model, "-p", "a", "-n", 1, "-q")
     reason = "was cut off while" if what == "cut" else "was changed by another program"
     assert result.returncode == 2 and result.stdout == ""
     (line,) = result.stderr.splitlines()
@@ -69,7 +41,7 @@ def test_while_it_is_quantized(model, what) -> None:
     out = model.with_name("out.gguf")
     out.write_text("what the user had")
     args = ("quantize", "--force", model, out, "Q4_0")
-    result = hostile(what, model, "qllama.quantize.run:_measure", *args)
+    result = hostile(f"{what}:{model}", "qllama.quantize.run:_measure", *args)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
     assert out.read_text() == "what the user had"
 
@@ -81,7 +53,7 @@ def test_a_part_of_a_split_is_among_those_named(tmp_path, model) -> None:
     with open_gguf(model) as gguf:
         write_parts(gguf, plan_split(gguf, str(tmp_path / "m"), 20))
     first = min(tmp_path.glob("m-00001-*"))
-    result = hostile("cut", first, "qllama.weights:_pack_one", "run", first, "-p", "a", "-n", 1, "-q")
+    result = hostile(f"cut:{first}", "qllama.weights:_pack_one", "run", first, "-p", "a", "-n", 1, "-q")
     assert result.returncode == 2 and "m-00001-of-" in result.stderr and "another of its parts" in result.stderr
 
 
