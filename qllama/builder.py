@@ -85,7 +85,7 @@ class Builder:
         self.plan, self.n_threads = Plan(), n_threads
         self.group = hparams.n_head // hparams.n_head_kv
         # A thread's own memory for attention, on cache lines of its own; layers take turns with it.
-        self.ld_scratch = -(-attention_scratch(self.group, hparams.head_dim) // 64) * 64
+        self.ld_scratch = -(-attention_scratch(self.group, hparams.head_dim, cache.width) // 64) * 64
         self.scratch = aligned(self.ld_scratch * n_threads)
         self.n_q, self.n_kv = hparams.n_head * hparams.head_dim, hparams.n_head_kv * hparams.head_dim
 
@@ -147,19 +147,24 @@ class Builder:
     def attend(self, layer: int, q: Buffer, k: Buffer, v: Buffer) -> Buffer:
         hp, plan, cache = self.hp, self.plan, self.cache
         where: dict[str, Any] = {"k_at": cache.keys_at(layer), "v_at": cache.values_at(layer)}
-        heads: dict[str, Any] = {"head_dim": hp.head_dim, "width": cache.width}
+        heads: dict[str, Any] = {
+            "head_dim_v": cache.head_dim_v, "width": cache.width, "table_at": cache.table_at(layer),
+        }  # fmt: skip
         scratch: dict[str, Any] = {"scratch": self.scratch, "ld_scratch": self.ld_scratch}
         parts: dict[str, Any] = {"parts_at": cache.parts_at, "ld_part": cache.part_bytes, "group": self.group}
         plan.add(
-            f"kv.store_{cache.types}", k=k, v=v, n_head_kv=hp.n_head_kv, **heads, **where, **scratch, ld_k=k.ld,
-            ld_v=v.ld,
+            f"kv.store_{cache.types}", k=k, v=v, n_head_kv=hp.n_head_kv, head_dim=hp.head_dim, **heads, **where,
+            **scratch, ld_k=k.ld, ld_v=v.ld,
         )  # fmt: skip
         mixed = plan.buffer("attn", self.n_q)
         plan.add(
             f"attention.{cache.types}", q=q, out=mixed, scale=1 / math.sqrt(hp.head_dim), n_head_kv=hp.n_head_kv,
-            **heads, **where, **scratch, **parts, ld_q=q.ld, ld_out=mixed.ld,
+            head_dim=hp.head_dim, **heads, **where, **scratch, **parts, ld_q=q.ld, ld_out=mixed.ld,
         )  # fmt: skip
-        plan.add("attention.merge", out=mixed, n_head=hp.n_head, **heads, **scratch, **parts, ld_out=mixed.ld)
+        plan.add(
+            "attention.merge", out=mixed, n_head=hp.n_head, **heads, **scratch, **parts, ld_out=mixed.ld, window=0,
+            chunked=0, sinks=0,
+        )  # fmt: skip
         return mixed
 
     def feed_forward(self, layer: int, x: Buffer) -> None:

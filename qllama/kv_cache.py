@@ -4,13 +4,15 @@ import numpy as np
 
 from qllama import cpu
 from qllama.errors import InputError, QllamaError
-from qllama.kernels.layouts import CACHE_BYTES, CHUNK, FEW_ROWS, POSITIONS, padded, part_bytes
+from qllama.kernels.layouts import CACHE_BYTES, CHUNK, FEW_ROWS, LATENT, POSITIONS, padded, part_bytes
+
+TYPES = tuple(kind for kind in CACHE_BYTES if kind != LATENT)
 
 
 def check_type(kind: str, head_dim: int = CHUNK, option: str = "type_k") -> str:
     """`kind` itself. Raises InputError for a cache type that is not implemented, or not for heads of this size."""
-    if kind not in CACHE_BYTES:
-        raise InputError(f"{option}={kind}: the KV cache can be {', '.join(CACHE_BYTES)}")
+    if kind not in TYPES:
+        raise InputError(f"{option}={kind}: the KV cache can be {', '.join(TYPES)}")
     if kind == "q8_0" and head_dim % CHUNK:
         raise InputError(f"{option}={kind}: needs heads that are a multiple of {CHUNK} wide, these are {head_dim}")
     return kind
@@ -20,15 +22,20 @@ class KVCache:
     """Keys and values of up to n_ctx positions. A context costs nothing until its positions are used.
 
     A block also has room for the parts of attention to its positions (attention.py), for FEW_ROWS tokens.
+    head_dim_v is the width of values where it is not that of keys. `latent` values are the keys' first channels, and
+    take no memory.
     """
 
     def __init__(
         self, n_layer: int, n_head: int, n_head_kv: int, head_dim: int, n_ctx: int, type_k: str = "f16",
-        type_v: str = "f16",
+        type_v: str = "f16", head_dim_v: int | None = None, latent: bool = False,
     ) -> None:  # fmt: skip
-        self.types = f"{check_type(type_k, head_dim)}_{check_type(type_v, head_dim, 'type_v')}"
+        self.head_dim_v = head_dim if head_dim_v is None else head_dim_v
+        check_type(type_k, head_dim)
+        type_v = LATENT if latent else check_type(type_v, self.head_dim_v, "type_v")
+        self.types = f"{type_k}_{type_v}"
         self.n_layer, self.type_k, self.type_v = n_layer, type_k, type_v
-        self.width = padded(head_dim)  # of a value row
+        self.width = padded(self.head_dim_v)  # of a value row
         self.part_bytes = part_bytes(self.width)
         self._keys = n_head_kv * POSITIONS * head_dim * CACHE_BYTES[type_k] // CHUNK
         self._values = n_head_kv * POSITIONS * self.width * CACHE_BYTES[type_v] // CHUNK
@@ -42,7 +49,7 @@ class KVCache:
         """Set the number of positions there may be. Only before any is used."""
         assert not self._blocks
         self.n_ctx = n_ctx
-        self.table = np.zeros(-(-n_ctx // POSITIONS), np.int64)  # addresses of the blocks
+        self.table = np.zeros((-(-n_ctx // POSITIONS), 2), np.int64)  # addresses of the blocks
 
     def keys_at(self, layer: int) -> int:
         """Byte offset of a layer's keys in a block."""
@@ -50,6 +57,10 @@ class KVCache:
 
     def values_at(self, layer: int) -> int:
         return self.keys_at(layer) + self._keys
+
+    def table_at(self, layer: int) -> int:
+        """Byte offset in an entry of the table of the address of a layer's block."""
+        return 0
 
     def nbytes(self, n_positions: int) -> int:
         """Bytes for n_positions."""
@@ -66,7 +77,7 @@ class KVCache:
                 raise QllamaError(
                     f"out of memory at context position {have}: no {self.block_bytes} bytes more"
                 ) from error
-            self.table[len(self._blocks)] = block.ctypes.data
+            self.table[len(self._blocks), 0] = block.ctypes.data
             self._blocks.append(block)
 
     @property

@@ -4,6 +4,7 @@ Arrays from `memory` have guards on both sides, and a kernel that wrote there fa
 """
 
 import math
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -137,25 +138,45 @@ def same_bits(got: np.ndarray, expected: np.ndarray) -> bool:
     return got.dtype == expected.dtype == np.float32 and got.tobytes() == expected.tobytes()
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a token sees: see `attention.first_seen`, and the arguments of the same names."""
+
+    window: int = 0
+    chunked: bool = False
+    cap: float = 0.0
+    sinks: np.ndarray | None = None  # (n_head,) float32
+
+
 class Attention:
     """The attention kernels over a cache of two layers, of which the second is used.
 
-    What was never stored is NaN, so that a kernel that looks at it fails.
+    What was never stored is NaN, so that a kernel that looks at it fails. Values are head_dim_v wide; or they are the
+    keys' first channels, when `latent`.
     """
 
-    def __init__(self, types: tuple[str, str], n_head_kv: int, group: int, head_dim: int, n_ctx: int) -> None:
-        self.cache = KVCache(2, n_head_kv * group, n_head_kv, head_dim, n_ctx, *types)
-        self.n_head_kv, self.group, self.head_dim = n_head_kv, group, head_dim
+    def __init__(
+        self, types: tuple[str, str], n_head_kv: int, group: int, head_dim: int, n_ctx: int, seen: Seen | None = None,
+        head_dim_v: int | None = None, latent: bool = False,
+    ) -> None:  # fmt: skip
+        self.cache = KVCache(2, n_head_kv * group, n_head_kv, head_dim, n_ctx, *types, head_dim_v, latent)
+        self.n_head_kv, self.group, self.head_dim, self.seen = n_head_kv, group, head_dim, seen
         self.cache.reserve(n_ctx)
         for block in self.cache._blocks:
             block[:] = 0xFF  # a NaN in every float type
         self.where: dict[str, Any] = {
-            "k_at": self.cache.keys_at(1), "v_at": self.cache.values_at(1), "width": self.cache.width,
-            "head_dim": head_dim, "n_head_kv": n_head_kv,
+            "k_at": self.cache.keys_at(1), "v_at": self.cache.values_at(1), "head_dim": head_dim,
+            "n_head_kv": n_head_kv, **self._values(),
+        }  # fmt: skip
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            "head_dim_v": self.cache.head_dim_v, "width": self.cache.width, "table_at": self.cache.table_at(1),
         }  # fmt: skip
 
     def _scratch(self, n_threads: int) -> dict[str, Any]:
-        scratch = memory(n_threads, -(-attention_scratch(self.group, self.head_dim) // 64) * 64)
+        nbytes = attention_scratch(self.group, self.head_dim, self.cache.width)
+        scratch = memory(n_threads, -(-nbytes // 64) * 64)
         scratch.view(np.float32)[:] = np.nan
         return {"scratch": scratch, "ld_scratch": ld(scratch)}
 
@@ -169,16 +190,22 @@ class Attention:
             v=rows_v, ld_k=ld(rows_k), ld_v=ld(rows_v), **self.where, **self._scratch(n_threads))  # fmt: skip
 
     def attend(self, q: np.ndarray, n_past: int, n_threads: int = 1) -> np.ndarray:
-        """q (n_tokens, n_head, head_dim) at positions from n_past on -> the same shape."""
-        rows, out = as_rows(q.reshape(len(q), -1)), as_rows(np.zeros((len(q), q.shape[1] * self.head_dim)))
+        """q (n_tokens, n_head, head_dim) at positions from n_past on -> (n_tokens, n_head, head_dim_v)."""
+        width = q.shape[1] * self.cache.head_dim_v
+        rows, out = as_rows(q.reshape(len(q), -1)), as_rows(np.zeros((len(q), width)))
         step, common = self._step(len(q), n_past), {"group": self.group, "out": out, "ld_out": ld(out)}
         common |= {"parts_at": self.cache.parts_at, "ld_part": self.cache.part_bytes, **self._scratch(n_threads)}
+        seen = self.seen or Seen()
+        sinks = 0 if seen.sinks is None else seen.sinks
+        limits: dict[str, Any] = {"window": seen.window, "chunked": int(seen.chunked), "sinks": sinks}
+        kind, more = (
+            (f"windowed_{self.cache.types}", limits | {"cap": seen.cap}) if self.seen else (self.cache.types, {})
+        )
         run(
-            f"attention.{self.cache.types}", n_threads=n_threads, step=step, q=rows, scale=1 / math.sqrt(self.head_dim),
-            ld_q=ld(rows), **common, **self.where,
+            f"attention.{kind}", n_threads=n_threads, step=step, q=rows, scale=1 / math.sqrt(self.head_dim),
+            ld_q=ld(rows), **common, **self.where, **more,
         )  # fmt: skip
         run(
-            "attention.merge", n_threads=n_threads, step=step, n_head=q.shape[1], head_dim=self.head_dim,
-            width=self.cache.width, **common,
+            "attention.merge", n_threads=n_threads, step=step, n_head=q.shape[1], **self._values(), **common, **limits,
         )  # fmt: skip
-        return out[:, : q.shape[1] * self.head_dim].reshape(q.shape)
+        return out[:, :width].reshape(*q.shape[:2], -1)

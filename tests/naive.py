@@ -253,18 +253,31 @@ def rope_neox(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     return out
 
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+def attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int = 0, chunked: bool = False, cap: float = 0.0,
+    sinks: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
     """Causal attention of the last len(q) of len(k) positions.
 
-    q (n_tokens, n_head, head_dim), k and v (n_positions, n_head_kv, head_dim) -> (n_tokens, n_head, head_dim).
+    q (n_tokens, n_head, head_dim), k (n_positions, n_head_kv, head_dim), v (n_positions, n_head_kv, head_dim_v) ->
+    (n_tokens, n_head, head_dim_v). A token sees the last `window` positions with its own, all if 0, or those of its
+    chunk of so many; scores are capped by tanh; a sink takes weight and gives nothing: a score per head.
     """
     group = q.shape[1] // k.shape[1]
     q, k, v = np.float64(q), np.repeat(np.float64(k), group, 1), np.repeat(np.float64(v), group, 1)
     scores = np.einsum("thd,phd->htp", q, k) / np.sqrt(q.shape[2])
-    future = np.arange(len(k))[None, :] > np.arange(len(k) - len(q), len(k))[:, None]
-    scores = np.where(future[None], -np.inf, scores)
-    p = np.exp(scores - scores.max(axis=2, keepdims=True))
-    return np.einsum("htp,phd->thd", p / p.sum(axis=2, keepdims=True), v)
+    if cap:
+        scores = cap * np.tanh(scores / cap)
+    at, to = np.arange(len(k) - len(q), len(k))[:, None], np.arange(len(k))[None, :]
+    hidden = to > at
+    if window:
+        hidden |= to // window != at // window if chunked else to <= at - window
+    scores = np.where(hidden[None], -np.inf, scores)
+    sinks = np.full(q.shape[1], -np.inf) if sinks is None else np.float64(sinks)
+    top = np.maximum(scores.max(axis=2), sinks[:, None])[..., None]
+    p = np.exp(scores - top)
+    total = p.sum(axis=2, keepdims=True) + np.exp(sinks[:, None, None] - top)
+    return np.einsum("htp,phd->thd", p / total, v)
 
 
 def through_q8_0(x: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import naive
 import numpy as np
 import pytest
-from kernel_runner import Attention, same_bits
+from kernel_runner import Attention, Seen, same_bits
 
 from qllama.kernels.layouts import CHUNK, POSITIONS
 
@@ -46,6 +46,63 @@ def test_attention(types, head_dim, group, n_past):
     for few in (1, 3, 4, 5):  # as they are decoded, and in small batches
         for t in range(0, n_tokens, few):
             assert same_bits(attention.attend(q[t : t + few], n_past + t, 2), got[t : t + few])
+
+
+WINDOWS = {
+    "window": Seen(window=40), "one-position": Seen(window=1), "wide": Seen(window=300),
+    "chunks": Seen(48, chunked=True), "cap": Seen(cap=2.0),
+    "window-cap-sinks": Seen(33, cap=3.0, sinks=np.linspace(-3, 3, 6, dtype=np.float32)),
+    "sinks": Seen(sinks=np.linspace(3, -3, 6, dtype=np.float32)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seen", WINDOWS.values(), ids=WINDOWS)
+@pytest.mark.parametrize("kind", ["f32", "q8_0"])
+@pytest.mark.parametrize("n_past", [0, 250, 520])
+def test_windows_caps_and_sinks(kind, seen, n_past):
+    """Values narrower than keys; bits that depend on neither threads nor batches."""
+    n_tokens, n_head_kv, group, head_dim, head_dim_v = 70, 2, 3, 64, 32
+    q, k, v = qkv(n_tokens, n_past + n_tokens, n_head_kv, group, head_dim)
+    v = v[..., :head_dim_v].copy()
+    attention = Attention((kind, kind), n_head_kv, group, head_dim, n_past + n_tokens, seen, head_dim_v)
+    attention.store(k, v)
+    first = n_past + 1 - seen.window if seen.window and not seen.chunked else 0
+    if first >= POSITIONS:  # blocks that nobody sees need not be there
+        attention.cache.table[: first // POSITIONS] = 0
+    got = attention.attend(q, n_past)
+    cached = as_cached(k, kind), as_cached(v, kind)
+    expected = naive.attention(q, *cached, seen.window, seen.chunked, seen.cap, seen.sinks)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+    assert same_bits(attention.attend(q, n_past, 3), got)
+    for few in (1, 4, 7):
+        for t in range(0, n_tokens, few):
+            assert same_bits(attention.attend(q[t : t + few], n_past + t, 2), got[t : t + few])
+
+
+def test_no_window_gives_the_same_bits_as_the_kernel_without():
+    q, k, v = qkv(20, 320, 2, 2, 32)
+    plain, windowed = (Attention(("f32", "f32"), 2, 2, 32, 320, seen) for seen in (None, Seen()))
+    for attention in (plain, windowed):
+        attention.store(k, v)
+    for n in (1, 20):
+        assert same_bits(plain.attend(q[:n], 300), windowed.attend(q[:n], 300))
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+@pytest.mark.parametrize(("head_dim", "head_dim_v", "group"), [(24, 16, 2), (96, 64, 16), (64, 32, 70)])
+def test_values_that_are_the_first_channels_of_keys(kind, head_dim, head_dim_v, group):
+    if kind == "q8_0" and head_dim % 32:
+        head_dim = 32
+    q, k, _ = qkv(9, 300, 1, group, head_dim)
+    attention = Attention((kind, kind), 1, group, head_dim, 300, None, head_dim_v, latent=True)
+    assert attention.cache.layer_bytes == attention.cache.values_at(0)  # nothing but keys
+    attention.store(k, k)
+    got, cached = attention.attend(q, 291), as_cached(k, kind)
+    expected = naive.attention(q, cached, cached[..., :head_dim_v])
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+    for few in (1, 4):
+        for t in range(0, 9, few):
+            assert same_bits(attention.attend(q[t : t + few], 291 + t, 2), got[t : t + few])
 
 
 @pytest.mark.parametrize("kind", ["f16", "f32", "q8_0"])

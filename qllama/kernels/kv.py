@@ -11,8 +11,10 @@ then 32 x 32 bytes; a value chunk has for each position the scale and 32 bytes.
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from qllama.jit import function, register
-from qllama.kernels.layouts import CACHE_BYTES, CHUNK, POSITIONS
+from qllama.kernels.layouts import CACHE_BYTES, CHUNK, LATENT, POSITIONS
 from qllama.kernels.matmul import ask_ahead
 from qllama.kernels.quants import quantize_block
 from qllama.kernels.rows import take
@@ -49,17 +51,35 @@ class Kind:
     head_dim)`: a chunk to out[dimension][position]; `widen_values(src, out, n)`: n positions of a chunk to
     out[position][channel]; `store_key(x, to, lane, head_dim, scratch)`: a head to position `lane` of the chunk
     at `to`; `store_value(x, to, ld, head_dim, scratch)`: a head, a chunk of channels every `ld` bytes.
+    `widen_latent(src, out)`: 32 dimensions of a chunk of keys to out[position][dimension].
     """
 
     add_keys: Any
     add_values: Any
     widen_keys: Any
     widen_values: Any
+    widen_latent: Any
     store_key: Any
     store_value: Any
 
 
-def _float_kind(size: int, load: Any, store: Any, store_vector: Any) -> Kind:
+def _turned(load_one: Any) -> Any:
+    """`widen_latent` where `load_one(src, dimension, position)` is one value of the chunk."""
+
+    @function
+    def widen_latent(src, out):
+        for d in range(CHUNK):
+            for i in range(CHUNK):
+                store_f32(out + 4 * (CHUNK * i + d), load_one(src, d, i))
+
+    return widen_latent
+
+
+def _float_kind(size: int, load: Any, load_one: Any, store: Any, store_vector: Any) -> Kind:
+    @function
+    def one(src, d, i):
+        return load_one(src + size * (CHUNK * d + i))
+
     @function
     def add_rows(low, high, src, n, x, ld_x):
         if tokens_of(low) == 1:
@@ -93,7 +113,7 @@ def _float_kind(size: int, load: Any, store: Any, store_vector: Any) -> Kind:
         for d in range(0, head_dim, 16):
             store_vector(to + d // CHUNK * ld + d % CHUNK * size, load_f32x16(x + 4 * d))
 
-    return Kind(add_rows, add_rows, widen, widen, store_key, store_value)
+    return Kind(add_rows, add_rows, widen, widen, _turned(one), store_key, store_value)
 
 
 def _q8_kind() -> Kind:
@@ -159,23 +179,29 @@ def _q8_kind() -> Kind:
                 store_i64(to + 2 + d, load_i64(scratch + 16 + d))
             to += ld
 
-    return Kind(add_keys, add_values, widen_keys, widen_values, store_key, store_value)
+    @function
+    def one(src, d, i):
+        byte = np.int64(load_u8(src + 2 * CHUNK + CHUNK * d + i))
+        return np.float32(byte - 256 if byte > 127 else byte) * load_f16(src + 2 * i)
+
+    return Kind(add_keys, add_values, widen_keys, widen_values, _turned(one), store_key, store_value)
 
 
 KINDS = {
-    "f16": _float_kind(2, load_f16x16, store_f16, store_f16x16),
-    "f32": _float_kind(4, load_f32x16, store_f32, store_f32x16),
+    "f16": _float_kind(2, load_f16x16, load_f16, store_f16, store_f16x16),
+    "f32": _float_kind(4, load_f32x16, load_f32, store_f32, store_f32x16),
     "q8_0": _q8_kind(),
 }
 
 
 def _store(kind_k: str, kind_v: str) -> Any:
-    store_key, store_value = KINDS[kind_k].store_key, KINDS[kind_v].store_value
+    latent = kind_v == LATENT
+    store_key, store_value = KINDS[kind_k].store_key, KINDS[kind_k if latent else kind_v].store_value
     key_bytes, value_bytes = CACHE_BYTES[kind_k], CACHE_BYTES[kind_v]
 
     def store(
-        job, tid, n_rows, n_past, kv_blocks, k, v, scratch, ld_scratch, n_head_kv, head_dim, width, k_at, v_at, ld_k,
-        ld_v,
+        job, tid, n_rows, n_past, kv_blocks, k, v, scratch, ld_scratch, n_head_kv, head_dim, head_dim_v, width, k_at,
+        v_at, table_at, ld_k, ld_v,
     ):  # fmt: skip
         """Keys and values of the step's tokens into the cache."""
         mine = scratch + tid * ld_scratch
@@ -183,16 +209,18 @@ def _store(kind_k: str, kind_v: str) -> Any:
         while item < n_rows * n_head_kv:
             for j in range(item, min(item + 4, n_rows * n_head_kv)):
                 t, h = j // n_head_kv, j % n_head_kv
-                block, position = load_i64(kv_blocks + 8 * ((n_past + t) // POSITIONS)), (n_past + t) % POSITIONS
+                piece, position = (n_past + t) // POSITIONS, (n_past + t) % POSITIONS
+                block = load_i64(kv_blocks + 16 * piece + table_at)
                 keys = block + k_at + (h * (POSITIONS // CHUNK) + position // CHUNK) * head_dim * key_bytes
                 store_key(k + t * ld_k + 4 * h * head_dim, keys, position % CHUNK, head_dim, mine)
-                values = block + v_at + (h * (width // CHUNK) * POSITIONS + position) * value_bytes
-                store_value(v + t * ld_v + 4 * h * head_dim, values, POSITIONS * value_bytes, head_dim, mine)
+                if not latent:
+                    values = block + v_at + (h * (width // CHUNK) * POSITIONS + position) * value_bytes
+                    store_value(v + t * ld_v + 4 * h * head_dim_v, values, POSITIONS * value_bytes, head_dim_v, mine)
             item = take(job, n_rows * n_head_kv, 4)
 
     return store
 
 
 for _k in KINDS:
-    for _v in KINDS:
+    for _v in (*KINDS, LATENT):
         register(f"kv.store_{_k}_{_v}", _store(_k, _v))

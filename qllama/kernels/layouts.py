@@ -16,7 +16,8 @@ BLOCK_Q8 = 48
 
 POSITIONS = 256  # of a block of the KV cache, which is also the piece of the online softmax
 CHUNK = 32  # positions of keys, or channels of values, that lie side by side in the cache (kv.py)
-CACHE_BYTES = {"f16": 64, "f32": 128, "q8_0": 34}  # of CHUNK cached elements
+LATENT = "latent"  # the type of values that are not cached, being the first channels of the keys
+CACHE_BYTES = {"f16": 64, "f32": 128, "q8_0": 34, LATENT: 0}  # of CHUNK cached elements
 ATTENTION_ROWS = 64  # (token, head) rows that share one reading of a key-value head, unless a group has more
 FEW_ROWS = 4  # tokens up to which the pieces of a head are work of their own, merged afterwards
 GROWTH = 1.06  # of a type's bits per weight, what is more is said when a model is loaded
@@ -130,9 +131,12 @@ def item_tokens(group: int) -> int:
     return max(1, ATTENTION_ROWS // group)
 
 
-def attention_scratch(group: int, head_dim: int) -> int:
-    """Bytes of scratch of a thread: queries, results, scores, a piece's parts, running sums, and what is widened."""
-    rows, width = item_tokens(group) * group + MAX_TILE, padded(head_dim)
+def attention_scratch(group: int, head_dim: int, width: int) -> int:
+    """Bytes of scratch of a thread: queries, results, scores, a piece's parts, running sums, and what is widened.
+
+    head_dim is of keys, width that of values in whole panels.
+    """
+    rows = item_tokens(group) * group + MAX_TILE
     return rows * (4 * (head_dim + width + POSITIONS) + part_bytes(width) + 8) + 4 * CHUNK * max(head_dim, POSITIONS)
 
 
