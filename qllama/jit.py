@@ -266,6 +266,11 @@ def _sources(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def _python_files(folder: Path) -> list[Path]:
+    """Raises OSError when the folder cannot be read; `glob` would find nothing, and the key would fit any source."""
+    return sorted(path for path in folder.iterdir() if path.suffix == ".py")
+
+
 @cache
 def cache_key(package: str = KERNELS) -> str:
     """Of all that decides what the machine code of a package's kernels is."""
@@ -275,8 +280,8 @@ def cache_key(package: str = KERNELS) -> str:
         here / "jit.py",
         here / "ggml.py",  # kernels import its sizes
         here / "grids.py",
-        *sorted((here / "simd").glob("*.py")),
-        *sorted((here / "kernels" if package == KERNELS else _sources(package)).glob("*.py")),
+        *_python_files(here / "simd"),
+        *_python_files(here / "kernels" if package == KERNELS else _sources(package)),
     ]:
         key.update(path.name.encode() + b"\0" + path.read_bytes())
     parts = [

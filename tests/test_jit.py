@@ -319,3 +319,16 @@ def test_files_where_the_user_stands_are_not_run(fresh, monkeypatch, tmp_path):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('run')\n")
     monkeypatch.chdir(tmp_path)
     assert copies_rows(jit.load([NAME])[NAME])
+
+
+def test_a_folder_of_sources_that_cannot_be_listed_gives_no_key(monkeypatch) -> None:
+    """A key without the sources would fit kernels of any version."""
+
+    def refuse(*args: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, refuse)
+    jit.cache_key.cache_clear()
+    with pytest.raises(PermissionError):
+        jit.cache_key()
