@@ -1,12 +1,12 @@
 """`qllama bench`: llama-bench's command line. Tables go to stdout, progress to stderr."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from qllama.cli.streams import need_stdout
 from qllama.errors import FileError, InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -109,8 +109,7 @@ def command(
 
     MODEL is a GGUF file; without one a small model that comes with qllama is used.
     """
-    if sys.stdout is None:
-        raise InputError("stdout is closed: there is nowhere to write the table")
+    need_stdout("the table")
     if list_devices:
         click.echo("Available devices:\n  (none)")  # llama-bench's words; the CPU is none of them
         return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qllama.cli.options import model_options, sampler_options, sampler_settings
+from qllama.cli.streams import need_stdout
 from qllama.cli.template import template_options
 from qllama.errors import InputError, printable, read_file
 
@@ -58,8 +59,7 @@ def command(
     MODEL is a GGUF file; without one, that of the conversation, or a small model that comes with qllama. Conversations
     are kept as they happen. Without a terminal, standard input is one message and standard output its answer.
     """
-    if sys.stdout is None:
-        raise InputError("stdout is closed: there is nowhere to write the answer")
+    need_stdout("the answer")
     sampling = sampler_settings(kwargs)
     if n_predict < -2 or n_keep < 0:
         raise InputError(f"found -n {n_predict}, --keep {n_keep}, needed numbers of tokens (-1: no limit)")

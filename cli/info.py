@@ -2,13 +2,13 @@
 
 import json
 import math
-import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qllama.errors import InputError, printable
+from qllama.cli.streams import need_stdout
+from qllama.errors import printable
 
 if TYPE_CHECKING:
     from qllama.gguf import GGUF
@@ -29,8 +29,7 @@ def command(file: str, as_json: bool, tensors: bool, plan: bool) -> None:
 
     FILE is a GGUF file; of a split model, any part.
     """
-    if sys.stdout is None:
-        raise InputError("stdout is closed: there is nowhere to write the facts")
+    need_stdout("the facts")
     from qllama.gguf import open_gguf
     from qllama.model import describe_plan, missing_support
 

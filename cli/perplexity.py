@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from qllama.cli.options import override_option, overrides
+from qllama.cli.streams import need_stdout
 from qllama.errors import InputError, read_file
 
 # What llama-perplexity measures besides: refused by name.
@@ -59,8 +60,7 @@ def command(
 
     The text is cut into chunks of -c tokens, each begins anew with BOS, and its second half is scored, as in llama.cpp.
     """
-    if sys.stdout is None:
-        raise InputError("stdout is closed: there is nowhere to write the result")
+    need_stdout("the result")
     if model_file is not None and model is not None:
         raise InputError(f"two models are given: {model_file} and -m {model}")
     if kl_divergence and base_file is None:

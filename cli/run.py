@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from qllama.cli.options import model_options, sampler_options, sampler_settings
+from qllama.cli.streams import need_stdout
 from qllama.cli.template import template_options
 from qllama.errors import InputError, read_file
 
@@ -43,8 +44,7 @@ def command(
 
     MODEL is a GGUF file; without one a small model that comes with qllama is used.
     """
-    if sys.stdout is None:
-        raise InputError("stdout is closed: there is nowhere to write the text")
+    need_stdout("the text")
     sampling = sampler_settings(kwargs)
     if n_predict < -2:
         raise InputError(f"-n: found {n_predict}, needed a number of tokens, or -1 for no limit")

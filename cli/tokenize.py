@@ -5,6 +5,7 @@ import sys
 import click
 
 from qllama.cli.options import override_option, overrides
+from qllama.cli.streams import need_stdout
 from qllama.errors import InputError, printable
 
 
@@ -19,8 +20,7 @@ def command(
     file: str, text: str, ids: bool, no_bos: bool, no_parse_special: bool, override_kv: tuple[str, ...]
 ) -> None:
     """Show the tokens of TEXT by the vocabulary of the model FILE, one per line; TEXT - is standard input."""
-    if sys.stdout is None:
-        raise InputError("stdout is closed: there is nowhere to write the tokens")
+    need_stdout("the tokens")
     from qllama.gguf import open_gguf
     from qllama.tokenizer import load_tokenizer
 
