@@ -356,7 +356,8 @@ def _keep(code: Code) -> bool:
 
 
 @cache
-def _engine() -> Any:
+def engine() -> Any:
+    """LLVM's, which makes machine code of this process callable. Raises QllamaError when memory is short."""
     cpu.check_memory()
     from llvmlite import binding
 
@@ -373,13 +374,13 @@ def _link(codes: Collection[Code], compiled: Collection[str]) -> None:
     """Make kernels of `codes`; `compiled` are the names of those that the cache did not have."""
     from llvmlite import binding
 
-    engine = _engine()
+    llvm = engine()
     for code in codes:
-        engine.add_object_file(binding.ObjectFileRef.from_data(code.object))
-    engine.finalize_object()
+        llvm.add_object_file(binding.ObjectFileRef.from_data(code.object))
+    llvm.finalize_object()
     for code in codes:
         _loaded[code.name] = Kernel(
-            code.name, engine.get_function_address(code.name), code.fields, len(code.object), code.seconds,
+            code.name, llvm.get_function_address(code.name), code.fields, len(code.object), code.seconds,
             code.name in compiled,
         )  # fmt: skip
 

@@ -10,10 +10,9 @@ import signal
 import sys
 from typing import Any
 
-from qllama import cpu
 from qllama.errors import printable
 
-MAX_TEXT = 8192  # bytes
+MAX_TEXT = 1 << 15  # bytes: a path has up to 4096, each of which may be escaped as four
 
 # Several threads may come at once: the first takes the line's length and leaves none, the others wait for its end.
 _HANDLER = """
@@ -30,9 +29,8 @@ tell:
 }}
 """
 
-_wanted = False
+_wanted = _taken = False
 _text, _length = ctypes.create_string_buffer(MAX_TEXT), ctypes.c_int64(0)
-_engine: Any = None  # which owns the handler's code
 
 
 def install() -> None:
@@ -49,28 +47,26 @@ def watch(files: str) -> None:
     raw = line.encode(errors="replace")[:MAX_TEXT]
     ctypes.memmove(_text, raw, len(raw))
     _length.value = len(raw)
-    if _engine is None:
+    if not _taken:
         _take_signal()
 
 
 def _take_signal() -> None:
-    global _engine
-    cpu.check_memory()
+    global _taken
     from llvmlite import binding
 
-    libc = ctypes.CDLL(None)
+    from qllama import jit  # not above: `qllama --help` pays for nothing
+
+    libc, llvm = ctypes.CDLL(None), jit.engine()
     source = _HANDLER.format(
         length=ctypes.addressof(_length), text=ctypes.addressof(_text), write=_address(libc.write),
         leave=_address(libc._exit),
     )  # fmt: skip
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    machine = binding.Target.from_default_triple().create_target_machine(jit=True)
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(source), machine)
-    engine.finalize_object()
+    llvm.add_module(binding.parse_assembly(source))
+    llvm.finalize_object()
     libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
-    libc.signal(signal.SIGBUS, engine.get_function_address("on_sigbus"))
-    _engine = engine
+    libc.signal(signal.SIGBUS, llvm.get_function_address("on_sigbus"))
+    _taken = True
 
 
 def _address(function: Any) -> int:

@@ -40,7 +40,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     root = tmp_path / "cache"
     monkeypatch.setenv("QLLAMA_CACHE", str(root))
     monkeypatch.setattr(jit, "_loaded", {})
-    monkeypatch.setattr(jit, "_engine", functools.cache(jit._engine.__wrapped__))
+    monkeypatch.setattr(jit, "engine", functools.cache(jit.engine.__wrapped__))
     jit.cache_folder.cache_clear()
     yield root
     jit.cache_folder.cache_clear()

@@ -26,11 +26,11 @@ LAYERS = [
     "qllama.imatrix qllama.split",
     "qllama.tokenizer qllama.gguf_writer",
     "qllama.quant qllama.gguf qllama.hparams",
-    "qllama.metadata",
+    "qllama.metadata qllama.sigbus",
     "qllama.jit",
     "qllama.simd",
     "qllama.tuned",
-    "qllama.atomic qllama.sigbus",
+    "qllama.atomic",
     "qllama.cpu",
     "qllama.errors qllama.ggml qllama.grids",
 ]
@@ -65,6 +65,11 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 yield inner if inner in SOURCES else node.module or "", node.lineno
+
+
+def test_contributors_read_the_same_table():
+    rows = [" | ".join(name.removeprefix("qllama.") for name in layer.split()) for layer in LAYERS]
+    assert "\n".join(["```", *rows, "```"]) in (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_there_are_sources():
