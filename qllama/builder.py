@@ -147,9 +147,7 @@ class Builder:
     def attend(self, layer: int, q: Buffer, k: Buffer, v: Buffer) -> Buffer:
         hp, plan, cache = self.hp, self.plan, self.cache
         where: dict[str, Any] = {"k_at": cache.keys_at(layer), "v_at": cache.values_at(layer)}
-        heads: dict[str, Any] = {
-            "head_dim_v": cache.head_dim_v, "width": cache.width, "table_at": cache.table_at(layer),
-        }  # fmt: skip
+        heads: dict[str, Any] = {"head_dim_v": cache.head_dim_v, "width": cache.width}
         scratch: dict[str, Any] = {"scratch": self.scratch, "ld_scratch": self.ld_scratch}
         parts: dict[str, Any] = {"parts_at": cache.parts_at, "ld_part": cache.part_bytes, "group": self.group}
         plan.add(

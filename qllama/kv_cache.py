@@ -49,7 +49,7 @@ class KVCache:
         """Set the number of positions there may be. Only before any is used."""
         assert not self._blocks
         self.n_ctx = n_ctx
-        self.table = np.zeros((-(-n_ctx // POSITIONS), 2), np.int64)  # addresses of the blocks
+        self.table = np.zeros(-(-n_ctx // POSITIONS), np.int64)  # addresses of the blocks
 
     def keys_at(self, layer: int) -> int:
         """Byte offset of a layer's keys in a block."""
@@ -57,10 +57,6 @@ class KVCache:
 
     def values_at(self, layer: int) -> int:
         return self.keys_at(layer) + self._keys
-
-    def table_at(self, layer: int) -> int:
-        """Byte offset in an entry of the table of the address of a layer's block."""
-        return 0
 
     def nbytes(self, n_positions: int) -> int:
         """Bytes for n_positions."""
@@ -77,7 +73,7 @@ class KVCache:
                 raise QllamaError(
                     f"out of memory at context position {have}: no {self.block_bytes} bytes more"
                 ) from error
-            self.table[len(self._blocks), 0] = block.ctypes.data
+            self.table[len(self._blocks)] = block.ctypes.data
             self._blocks.append(block)
 
     @property

@@ -170,9 +170,7 @@ class Attention:
         }  # fmt: skip
 
     def _values(self) -> dict[str, Any]:
-        return {
-            "head_dim_v": self.cache.head_dim_v, "width": self.cache.width, "table_at": self.cache.table_at(1),
-        }  # fmt: skip
+        return {"head_dim_v": self.cache.head_dim_v, "width": self.cache.width}
 
     def _scratch(self, n_threads: int) -> dict[str, Any]:
         nbytes = attention_scratch(self.group, self.head_dim, self.cache.width)

@@ -274,7 +274,7 @@ def attention_kernel(kind_k: str, kind_v: str, windowed: bool) -> Any:
     @function
     def attend(
         job, tid, n_rows, n_past, kv_blocks, q, out, scratch, ld_scratch, scale, n_head_kv, group, head_dim, head_dim_v,
-        width, k_at, v_at, table_at, parts_at, ld_part, ld_q, ld_out, window, chunked, cap, sinks,
+        width, k_at, v_at, parts_at, ld_part, ld_q, ld_out, window, chunked, cap, sinks,
     ):  # fmt: skip
         apart = few(n_rows, group)
         per_item = tokens_at_a_time(group)
@@ -308,7 +308,7 @@ def attention_kernel(kind_k: str, kind_v: str, windowed: bool) -> Any:
                     begin_merge(states + 8 * r, result + 4 * r * width, width, sinks, h * group + r % group)
             while piece < end:
                 begin = piece * POSITIONS
-                block, position = load_i64(kv_blocks + 16 * piece + table_at), n_past + first - begin
+                block, position = load_i64(kv_blocks + 8 * piece), n_past + first - begin
                 one_piece(
                     block + k_at + keys, block + v_at + values, queries, scores, parts, ld_part, wide, position, n_row,
                     n_tile_row, group, head_dim, width, begin, window, chunked, cap,
@@ -332,7 +332,7 @@ def attention_kernel(kind_k: str, kind_v: str, windowed: bool) -> Any:
 
     def attention(
         job, tid, n_rows, n_past, kv_blocks, q, out, scratch, ld_scratch, scale: float, n_head_kv, group, head_dim,
-        head_dim_v, width, k_at, v_at, table_at, parts_at, ld_part, ld_q, ld_out,
+        head_dim_v, width, k_at, v_at, parts_at, ld_part, ld_q, ld_out,
     ):  # fmt: skip
         """Items are (tile of tokens, key-value head): the keys and values of a head are read once for its group.
 
@@ -340,17 +340,17 @@ def attention_kernel(kind_k: str, kind_v: str, windowed: bool) -> Any:
         """
         attend(
             job, tid, n_rows, n_past, kv_blocks, q, out, scratch, ld_scratch, scale, n_head_kv, group, head_dim,
-            head_dim_v, width, k_at, v_at, table_at, parts_at, ld_part, ld_q, ld_out, 0, 0, np.float32(0), 0,
+            head_dim_v, width, k_at, v_at, parts_at, ld_part, ld_q, ld_out, 0, 0, np.float32(0), 0,
         )  # fmt: skip
 
     def windowed_attention(
         job, tid, n_rows, n_past, kv_blocks, q, out, scratch, ld_scratch, scale: float, n_head_kv, group, head_dim,
-        head_dim_v, width, k_at, v_at, table_at, parts_at, ld_part, ld_q, ld_out, window, chunked, cap: float, sinks,
+        head_dim_v, width, k_at, v_at, parts_at, ld_part, ld_q, ld_out, window, chunked, cap: float, sinks,
     ):  # fmt: skip
         """The same of what `first_seen` says, scores capped if `cap` is not 0, with `sinks` if that is not 0."""
         attend(
             job, tid, n_rows, n_past, kv_blocks, q, out, scratch, ld_scratch, scale, n_head_kv, group, head_dim,
-            head_dim_v, width, k_at, v_at, table_at, parts_at, ld_part, ld_q, ld_out, window, chunked, cap, sinks,
+            head_dim_v, width, k_at, v_at, parts_at, ld_part, ld_q, ld_out, window, chunked, cap, sinks,
         )  # fmt: skip
 
     return windowed_attention if windowed else attention
@@ -364,7 +364,7 @@ for _k in KINDS:
 
 @kernel
 def merge(
-    job, tid, n_rows, n_past, kv_blocks, out, scratch, ld_scratch, n_head, group, head_dim_v, width, table_at, parts_at,
+    job, tid, n_rows, n_past, kv_blocks, out, scratch, ld_scratch, n_head, group, head_dim_v, width, parts_at,
     ld_part, ld_out, window, chunked, sinks,
 ):  # fmt: skip
     """With few tokens: the parts of each (token, head), in the order of the pieces."""
@@ -377,7 +377,7 @@ def merge(
         begin_merge(state, values, width, sinks, h)
         first = first_seen(n_past + t, window, chunked) // POSITIONS
         for piece in range(first, (n_past + t) // POSITIONS + 1):
-            part = load_i64(kv_blocks + 16 * piece + table_at) + parts_at + item * ld_part
+            part = load_i64(kv_blocks + 8 * piece) + parts_at + item * ld_part
             m, total = load_f32(part + 4 * width), load_f32(part + 4 * width + 4)
             merge_piece(state, m, total, part, values, width)
         end_merge(state, values, out + t * ld_out + h * head_dim_v * 4, head_dim_v, width)

@@ -201,7 +201,7 @@ def _store(kind_k: str, kind_v: str) -> Any:
 
     def store(
         job, tid, n_rows, n_past, kv_blocks, k, v, scratch, ld_scratch, n_head_kv, head_dim, head_dim_v, width, k_at,
-        v_at, table_at, ld_k, ld_v,
+        v_at, ld_k, ld_v,
     ):  # fmt: skip
         """Keys and values of the step's tokens into the cache."""
         mine = scratch + tid * ld_scratch
@@ -210,7 +210,7 @@ def _store(kind_k: str, kind_v: str) -> Any:
             for j in range(item, min(item + 4, n_rows * n_head_kv)):
                 t, h = j // n_head_kv, j % n_head_kv
                 piece, position = (n_past + t) // POSITIONS, (n_past + t) % POSITIONS
-                block = load_i64(kv_blocks + 16 * piece + table_at)
+                block = load_i64(kv_blocks + 8 * piece)
                 keys = block + k_at + (h * (POSITIONS // CHUNK) + position // CHUNK) * head_dim * key_bytes
                 store_key(k + t * ld_k + 4 * h * head_dim, keys, position % CHUNK, head_dim, mine)
                 if not latent:
