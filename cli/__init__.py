@@ -112,7 +112,7 @@ def _main(args: list[str] | None) -> int:
     except OSError as error:
         if error.errno is None:
             return fail(f"a library cannot be loaded: {_first(error)}", 1)
-        return fail(f"{error.filename or 'writing the output'}: {error.strerror or error}", 1)
+        return fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except Exception as error:
         if os.environ.get("QLLAMA_TRACEBACK"):
             raise

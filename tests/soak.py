@@ -39,19 +39,11 @@ class Sample:
 def soak(model: Path, turns: int, tokens: int, data: Path, every: int) -> list[Sample]:
     """Talk for `turns` turns of at most `tokens` tokens; a sample each `every` turns. Raises when the program ends."""
     options = [
-        "-i",
-        "-n",
-        tokens,
-        "-c",
-        CONTEXT,
-        "--chat-template",
-        "chatml",
-        "--context-shift",
-        "--logit-bias",
-        "2-100",
-    ]
+        "-i", "-q", "-n", tokens, "-c", CONTEXT, "--chat-template", "chatml", "--context-shift",
+        "--logit-bias", "2-100",  # the end of text: every answer is as long as it may be
+    ]  # fmt: skip
     process = subprocess.Popen(
-        [*QLLAMA, "chat", str(model), *map(str, options), "-q"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [*QLLAMA, "chat", str(model), *map(str, options)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         env={**os.environ, "QLLAMA_DATA": str(data)},
     )  # fmt: skip
     samples = []
@@ -100,7 +92,7 @@ def growth(samples: list[Sample]) -> tuple[int, int, int]:
 
 
 if __name__ == "__main__":
-    n_turns, n_tokens = (int(text) for text in (*sys.argv[1:], "10000", "100")[:2])
+    n_turns, n_tokens = (int(text) for text in (*sys.argv[1:], *("10000", "100")[len(sys.argv) - 1 :]))
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         found = soak(MODEL, n_turns, n_tokens, Path(folder), max(1, n_turns // 20))

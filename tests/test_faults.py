@@ -103,8 +103,8 @@ def test_a_file_that_may_not_grow_leaves_the_old_one(out, tmp_path) -> None:
 # From none at all to just enough: where it ends depends on the machine, that it ends well does not.
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS has no limit of the address space")
 @pytest.mark.parametrize("mib", [60, 160, 240, 300, 320, 400])
-def test_little_memory(mib) -> None:
-    result = qllama(*filled(RUN, Path(os.devnull).parent / "shm"), preexec_fn=limited(resource.RLIMIT_AS, mib * MIB))
+def test_little_memory(mib, tmp_path) -> None:
+    result = qllama(*filled(RUN, tmp_path), preexec_fn=limited(resource.RLIMIT_AS, mib * MIB))
     errors = result.stderr.decode()
     assert result.returncode in (0, 1, 2) and is_clean(errors), errors
     assert len(errors.splitlines()) == (result.returncode != 0)
@@ -196,12 +196,12 @@ def test_absurd_options_are_refused(options) -> None:
 # ---- where there is little of everything
 
 
-def test_one_core_gives_the_same_text() -> None:
+def test_one_core_gives_the_same_text(tmp_path) -> None:
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("no affinity here")
     core = min(os.sched_getaffinity(0))
-    alone = qllama(*filled(RUN, Path("/tmp")), preexec_fn=lambda: os.sched_setaffinity(0, {core}))
-    assert alone.returncode == 0 and alone.stdout == qllama(*filled(RUN, Path("/tmp"))).stdout
+    alone = qllama(*filled(RUN, tmp_path), preexec_fn=lambda: os.sched_setaffinity(0, {core}))
+    assert alone.returncode == 0 and alone.stdout == qllama(*filled(RUN, tmp_path)).stdout
 
 
 @pytest.mark.parametrize("home", [None, "/nonexistent", "/proc", ""])
@@ -227,9 +227,9 @@ def test_a_file_system_that_cannot_be_written() -> None:
     assert result.returncode == 0 and b"cannot keep the conversation" in result.stdout
 
 
-def test_few_descriptors() -> None:
+def test_few_descriptors(tmp_path) -> None:
     for n in (6, 10, 20):
-        result = qllama(*filled(RUN, Path("/tmp")), preexec_fn=limited(resource.RLIMIT_NOFILE, n))
+        result = qllama(*filled(RUN, tmp_path), preexec_fn=limited(resource.RLIMIT_NOFILE, n))
         assert result.returncode in (0, 1, 2) and is_clean(result.stderr.decode()), result
 
 
