@@ -59,8 +59,7 @@ class OutputFiles:
 
     def _finish(self) -> None:
         for path, status in self._inputs.items():
-            if file_status(path) != status:
-                raise FileError(path, "was changed by another program while it was read")
+            check_unchanged(path, status)
         try:
             for file in self.files:
                 file.flush()
@@ -100,6 +99,16 @@ def file_status(file: Path | int) -> tuple[int, ...] | None:
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def check_unchanged(path: str, status: tuple[int, ...] | None) -> None:
+    """Raises FileError when a file was written to since its `status`: what was read may be of both.
+
+    A new file in its place is no matter: the old one is still what is read.
+    """
+    now = file_status(path)
+    if now is not None and status is not None and now[:2] == status[:2] and now != status:
+        raise FileError(path, "was changed by another program while it was read")
 
 
 def same_file(a: Path, b: Path) -> bool:

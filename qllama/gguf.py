@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from qllama import sigbus
-from qllama.atomic import file_status
+from qllama.atomic import check_unchanged, file_status
 from qllama.errors import FileError, printable
 from qllama.ggml import REMOVED, TYPES, GGMLType
 from qllama.metadata import SCALARS, ArrayValue, Metadata, Value, short
@@ -118,11 +118,9 @@ class GGUF:
             buffer.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def check_unchanged(self) -> None:
-        """Raises FileError when a file was written to since it was opened: what was read may be of both."""
+        """Raises FileError when one of the files was written to since it was opened."""
         for part in self.parts:
-            now = file_status(part.path)
-            if now is not None and now[:2] == part.status[:2] and now != part.status:
-                raise FileError(part.path, "was changed by another program while it was read")
+            check_unchanged(part.path, part.status)
 
     def close(self) -> None:
         """Unmap the files. One whose bytes are still viewed as an array is unmapped with its last view."""

@@ -89,3 +89,13 @@ def test_a_changed_input_leaves_the_old_output(tmp_path) -> None:
         source.write_text("in two")
     assert out.read_text() == "old" and {p.name for p in tmp_path.iterdir() if p.name in ("in", "out")} == {"in", "out"}
     assert not [p for p in tmp_path.iterdir() if "qllama-tmp" in p.name]
+
+
+def test_a_new_file_in_the_place_of_an_input_is_no_matter(tmp_path) -> None:
+    out, source = tmp_path / "out", tmp_path / "in"
+    source.write_text("in")
+    with OutputFiles([out], [1], [source], False) as files:
+        files.files[0].write(b"x")
+        (tmp_path / "new").write_text("another")
+        (tmp_path / "new").replace(source)
+    assert out.read_bytes() == b"x"
